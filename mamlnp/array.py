@@ -1,0 +1,149 @@
+"""Array: a value and how it was made.
+
+An Array is its own tape entry. It links to the Arrays it was made from and to nothing else, so
+there are no cycles, no global tape, and memory goes as soon as the last reference does.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from . import backend
+
+NOTHING: dict[str, Any] = {}
+
+# What NumPy calls -> what answers here; filled by the ops as they register (see op.py).
+numpy_names: dict[str, Callable[..., Any]] = {}
+
+
+class Array:
+    """An immutable array that knows how it was made.
+
+    Make one with :func:`array`. Python's operators, NumPy's functions and indexing work on it and
+    are differentiable; ``numpy()`` (or ``np.asarray``) gives its value as a read-only view.
+
+    Attributes:
+        value: the native array (NumPy's on the CPU).
+        op: the operation that made it, or None for a constant.
+        inputs: that operation's arguments, Arrays and Python numbers.
+        params: that operation's static parameters.
+        serial: 0 for a constant; else a number larger than that of every input, so that sorting by
+            it orders a tape.
+    """
+
+    __slots__ = ("__weakref__", "inputs", "op", "params", "serial", "value")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        value: Any,
+        op: Any = None,
+        inputs: tuple[Any, ...] = (),
+        params: dict[str, Any] = NOTHING,
+        serial: int = 0,
+    ) -> None:
+        self.value = value
+        self.op = op
+        self.inputs = inputs
+        self.params = params
+        self.serial = serial
+
+    def forget(self) -> None:
+        """Become a constant: drop the record of how this was made."""
+        self.op, self.inputs, self.params, self.serial = None, (), NOTHING, 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.value.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.value.ndim
+
+    @property
+    def size(self) -> int:
+        return self.value.size
+
+    @property
+    def T(self) -> "Array":  # noqa: N802 (NumPy's name)
+        return self.transpose()
+
+    def numpy(self) -> np.ndarray:
+        """The value as a NumPy array: a read-only view, or a copy from another device."""
+        view = backend.to_host(self.value).view()
+        view.flags.writeable = False
+        return view
+
+    def item(self) -> float | int | bool:
+        """The only element as a Python number.
+
+        Raises:
+            ValueError: there is more than one element, or none.
+        """
+        return backend.to_host(self.value).item()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        return backend.to_host(self.value).__index__()
+
+    def __bool__(self) -> bool:
+        return bool(backend.to_host(self.value))
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len: the Array has no axes. Only an Array with an axis has a length.")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator["Array"]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return repr(backend.to_host(self.value)).replace("array(", "Array(", 1)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.serial:
+            raise TypeError(
+                "asarray: this Array is being differentiated, and a NumPy array would lose that. "
+                "Use mamlnp's functions on it, or stop_gradient(x) first to say it is a constant."
+            )
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *args: Any, **kwargs: Any) -> Any:
+        if method != "__call__" or kwargs or ufunc.__name__ not in numpy_names:
+            what = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+            extra = f" with {', '.join(kwargs)}=" if kwargs else ""
+            raise TypeError(_no_numpy(f"{what}{extra}"))
+        return numpy_names[ufunc.__name__](*args)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if function.__name__ not in numpy_names:
+            raise TypeError(_no_numpy(function.__name__))
+        return numpy_names[function.__name__](*args, **kwargs)
+
+
+def _no_numpy(name: str) -> str:
+    return (
+        f"numpy.{name}: has no derivative rule for Arrays. "
+        f"Available here: {', '.join(sorted(numpy_names))}."
+    )
+
+
+def array(x: Any, dtype: Any = None) -> Array:
+    """An Array from anything NumPy takes: a copy, so later changes of ``x`` do not reach it.
+
+    >>> array([1.0, 2.0]) * 3
+    Array([3., 6.])
+    """
+    if isinstance(x, Array):
+        x = x.value
+    return Array(backend.to_device(np.array(x, dtype=dtype)))

@@ -1,0 +1,56 @@
+"""Every kernel in plain NumPy, written to be read: the specification of the fast ones.
+
+Images are channels last: (..., height, width, channels). ``size`` is (kernel height, kernel
+width), ``padding`` is ((top, bottom), (left, right)), filled with zeros.
+"""
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+Size = tuple[int, int]
+Padding = tuple[Size, Size]
+
+
+def patches(x: np.ndarray, size: Size, stride: int, padding: Padding) -> np.ndarray:
+    """Every window, flattened: (..., H, W, C) -> (..., H', W', kh * kw * C)."""
+    lead = [(0, 0)] * (x.ndim - 3)
+    padded = np.pad(x, [*lead, *padding, (0, 0)])
+    windows = sliding_window_view(padded, size, axis=(-3, -2))  # (..., H', W', C, kh, kw)
+    windows = windows[..., ::stride, ::stride, :, :, :]
+    windows = np.moveaxis(windows, -3, -1)
+    return windows.reshape(*windows.shape[:-3], -1)
+
+
+def fold(p: np.ndarray, size: Size, stride: int, padding: Padding, shape: Size) -> np.ndarray:
+    """The transpose of :func:`patches`: every window's values added back to where they came from.
+
+    ``p`` is (..., H', W', kh * kw * C); ``shape`` is the image's (H, W).
+    """
+    (kh, kw), (h, w) = size, shape
+    (top, bottom), (left, right) = padding
+    *lead, oh, ow, _ = p.shape
+    p = p.reshape(*lead, oh, ow, kh, kw, -1)
+    out = np.zeros((*lead, h + top + bottom, w + left + right, p.shape[-1]), p.dtype)
+    for i in range(kh):
+        for j in range(kw):
+            rows = slice(i, i + stride * oh, stride)
+            columns = slice(j, j + stride * ow, stride)
+            out[..., rows, columns, :] += p[..., i, j, :]
+    return np.ascontiguousarray(out[..., top : top + h, left : left + w, :])
+
+
+def pool_positions(x: np.ndarray, size: Size, stride: int) -> np.ndarray:
+    """Where each window's first maximum sits in the flattened ``x``: (..., H', W', C) integers."""
+    positions = np.arange(x.size, dtype=np.int64).reshape(x.shape)
+    windows = sliding_window_view(x, size, axis=(-3, -2))[..., ::stride, ::stride, :, :, :]
+    places = sliding_window_view(positions, size, axis=(-3, -2))[..., ::stride, ::stride, :, :, :]
+    flat = (*windows.shape[:-2], -1)
+    first = windows.reshape(flat).argmax(axis=-1)[..., None]
+    return np.take_along_axis(places.reshape(flat), first, axis=-1)[..., 0]
+
+
+def put(values: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros of ``shape`` with every value added at its flat position (repeats add up)."""
+    out = np.zeros(shape, values.dtype)
+    np.add.at(out.reshape(-1), positions.reshape(-1), values.reshape(-1))
+    return out

@@ -1,0 +1,32 @@
+"""Every error the library raises on purpose: ``<where>: <what is wrong>. <what to do>.``
+
+Each one also is the built-in error a NumPy user would expect to catch.
+"""
+
+
+class ShapeError(ValueError):
+    """Shapes do not fit together."""
+
+
+class DtypeError(ValueError, TypeError):
+    """Element types do not fit together, or are of a kind that cannot be differentiated."""
+
+
+class MissingRuleError(NotImplementedError):
+    """A derivative was asked for that no rule gives."""
+
+
+class CaptureError(RuntimeError):
+    """A function does something that cannot be traced and replayed."""
+
+
+class DeviceError(RuntimeError):
+    """Arrays of different devices met, or a device is not there."""
+
+
+class DataError(ValueError):
+    """A file or folder is missing, damaged or not in the expected layout."""
+
+
+class GradientError(AssertionError):
+    """A derivative does not equal its finite difference."""

@@ -1,0 +1,242 @@
+"""Model-agnostic meta-learning: Algorithms 1-3 of Finn, Abbeel, Levine 2017.
+
+``loss(params, batch)`` gives one number a task, shape (T,): inputs carry a leading task axis, and so
+do the parameters once each task adapts its own copy. Losses are summed over tasks, never averaged,
+so that alpha means what it means in the paper.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+from . import tree
+from .array import Array
+from .autodiff import grad, hvp, stop_gradient, value_and_grad
+from .errors import ShapeError
+from .op import as_array, describe
+from .ops.elementwise import add, mul, neg, sub
+from .ops.reduce import sum
+from .ops.shape import broadcast_to, sum_to
+from .optim import Optimizer
+from .tasks import Batch, Task
+
+Tree = Any
+Loss = Callable[[Tree, Batch], Array]
+Method = Literal["backprop", "hvp"]
+
+
+def num_tasks(batch: Batch) -> int:
+    """The length of the task axis."""
+    return tree.leaves(batch)[0].shape[0]
+
+
+def task_losses(loss: Loss, params: Tree, batch: Batch) -> Array:
+    """One loss a task, (T,).
+
+    Raises:
+        ShapeError: the loss is of another shape. A mean over tasks would divide alpha by T.
+    """
+    losses, tasks = as_array(loss(params, batch)), num_tasks(batch)
+    if losses.shape != (tasks,):
+        raise ShapeError(
+            f"loss: returned {describe(losses)} for {tasks} tasks, not shape ({tasks},). "
+            "Reduce over each task's examples only; tasks are summed here."
+        )
+    return losses
+
+
+def total(loss: Loss, batch: Batch) -> Callable[[Tree], Array]:
+    """sum_i L_i as a function of the parameters."""
+    return lambda params: sum(task_losses(loss, params, batch))
+
+
+def per_task(params: Tree, tasks: int) -> Tree:
+    """theta once for every task: each leaf (...) becomes (T, ...), so that the gradient of the
+    summed losses at this copy is each task's own."""
+    return tree.map(lambda p: broadcast_to(p, (tasks, *p.shape)), tree.map(as_array, params))
+
+
+def descend(params: Tree, grads: Tree, inner_lr: Tree) -> Tree:
+    """theta - alpha P g; P drops the leaves whose alpha is the number 0."""
+    alpha = tree.broadcast(inner_lr, params)
+    return tree.map(lambda p, g, a: p if _frozen(a) else sub(p, mul(a, g)), params, grads, alpha)
+
+
+def _frozen(alpha: Any) -> bool:
+    return not isinstance(alpha, Array) and alpha == 0
+
+
+def adapt(
+    loss: Loss,
+    params: Tree,
+    support: Batch,
+    *,
+    inner_lr: Tree = None,
+    inner_steps: int = 1,
+    first_order: bool = False,
+    inner_optimizer: Optimizer | None = None,
+) -> Tree:
+    """The inner loop: theta_i' = theta - alpha grad L_i(theta), for every task at once
+    (Algorithm 1, lines 5-6; repeated for more steps).
+
+    Args:
+        loss: (params, batch) -> (T,).
+        params: theta; no leaf has the task axis yet.
+        support: each task's examples, every leaf (T, ...).
+        inner_lr: alpha, a number or a tree of numbers and Arrays, one for each leaf or subtree of
+            params. A leaf whose alpha is the number 0 is meta-learned but not adapted.
+        inner_steps: how often.
+        first_order: treat every inner gradient as a constant.
+        inner_optimizer: an optimiser with state, instead of inner_lr.
+
+    Returns:
+        theta', a tree like params with every leaf (T, ...).
+
+    Raises:
+        ShapeError: the loss is not of shape (T,).
+    """
+    if (inner_lr is None) == (inner_optimizer is None):
+        raise ValueError(
+            f"adapt: inner_lr is {inner_lr!r} and inner_optimizer {inner_optimizer!r}. "
+            "Pass exactly one of them."
+        )
+    theta = per_task(params, num_tasks(support))
+    state = inner_optimizer.init(theta) if inner_optimizer else {}
+    for _ in range(inner_steps):
+        here = stop_gradient(theta) if first_order else theta
+        grads = grad(total(loss, support))(here)
+        if inner_optimizer:
+            theta, state = inner_optimizer.update(theta, grads, state)
+        else:
+            theta = descend(theta, grads, inner_lr)
+    return theta
+
+
+def meta_loss(loss: Loss, params: Tree, task: Task, **inner: Any) -> Array:
+    """Every task's query loss after adaptation, (T,): L_i(theta_i') (Algorithm 1, line 8)."""
+    return task_losses(loss, adapt(loss, params, task.support, **inner), task.query)
+
+
+def meta_gradient(
+    loss: Loss,
+    params: Tree,
+    task: Task,
+    *,
+    method: Method = "backprop",
+    learn_inner_lr: bool = False,
+    **inner: Any,
+) -> tuple[Array, Tree]:
+    """The gradient by theta of sum_i L_i(theta_i'), through the inner loop.
+
+    Args:
+        loss, params: as in :func:`adapt`.
+        task: the meta-batch.
+        method: "backprop" goes back through the inner loop's operations; "hvp" multiplies by
+            (I - H_j alpha P), one exact Hessian-vector product a step, and keeps no tape across
+            steps. The two agree to rounding.
+        learn_inner_lr: differentiate by inner_lr too (a float, or a tree of them).
+        inner: as in :func:`adapt`.
+
+    Returns:
+        (query losses (T,), gradient like params), or with learn_inner_lr (losses, (gradient by
+        params, gradient by inner_lr)).
+
+    Raises:
+        ValueError: "hvp" with an inner optimiser, whose recursion is another one.
+    """
+    if method == "hvp":
+        return _explicit_product(loss, params, task, learn_inner_lr=learn_inner_lr, **inner)
+    if method != "backprop":
+        raise ValueError(f"meta_gradient: method {method!r}. Pass 'backprop' or 'hvp'.")
+
+    def objective(meta: Tree) -> tuple[Array, Array]:
+        if learn_inner_lr:
+            theta, alpha = meta
+            losses = meta_loss(loss, theta, task, **{**inner, "inner_lr": alpha})
+        else:
+            losses = meta_loss(loss, meta, task, **inner)
+        return sum(losses), losses
+
+    at = (params, inner["inner_lr"]) if learn_inner_lr else params
+    (_, losses), grads = value_and_grad(objective, has_aux=True)(at)
+    return losses, grads
+
+
+def _explicit_product(
+    loss: Loss,
+    params: Tree,
+    task: Task,
+    *,
+    learn_inner_lr: bool,
+    inner_lr: Tree = None,
+    inner_steps: int = 1,
+    first_order: bool = False,
+    inner_optimizer: Optimizer | None = None,
+) -> tuple[Array, Tree]:
+    """(I - H_0 alpha P) ... (I - H_{J-1} alpha P) grad L_query(theta_J), from the right.
+
+    H_j is the Hessian of the support loss at theta_j over all leaves; first order has H_j = 0.
+    """
+    if inner_optimizer is not None or inner_lr is None:
+        raise ValueError(
+            "meta_gradient: method 'hvp' is for plain gradient descent, but there is an "
+            "inner_optimizer or no inner_lr. Pass inner_lr, or use method 'backprop'."
+        )
+    support = total(loss, task.support)
+    path = [per_task(params, num_tasks(task.support))]
+    for _ in range(inner_steps):
+        path.append(descend(path[-1], grad(support)(path[-1]), inner_lr))
+
+    def query(theta: Tree) -> tuple[Array, Array]:
+        losses = task_losses(loss, theta, task.query)
+        return sum(losses), losses
+
+    (_, losses), v = value_and_grad(query, has_aux=True)(path.pop())
+    alpha = tree.broadcast(inner_lr, v)
+    alpha_grads = tree.map(lambda a, leaf: 0.0, alpha, v)
+    for theta in reversed(path):
+        if learn_inner_lr:
+            step = tree.map(lambda g, v: neg(mul(g, v)), grad(support)(theta), v)
+            alpha_grads = tree.map(lambda total, s: s + total, alpha_grads, step)
+        if not first_order:
+            scaled = tree.map(mul, alpha, v)
+            v = tree.map(sub, v, hvp(support, theta, scaled))
+    grads = tree.map(lambda p, v: sum_to(v, p.shape), params, v)
+    return losses, (grads, _summed_to(inner_lr, alpha_grads)) if learn_inner_lr else grads
+
+
+def _summed_to(prefix: Tree, full: Tree) -> Tree:
+    """The transpose of tree.broadcast and of NumPy's: what belongs to each leaf of ``prefix``."""
+    if isinstance(prefix, dict):
+        return {k: _summed_to(prefix[k], full[k]) for k in prefix}
+    shape = as_array(prefix).shape
+    parts = [sum_to(x, shape) for x in tree.leaves(full)]
+    return functools.reduce(add, parts)
+
+
+def meta_step(
+    loss: Loss,
+    params: Tree,
+    opt_state: dict[str, Any],
+    task: Task,
+    *,
+    optimizer: Optimizer,
+    **how: Any,
+) -> tuple[Tree, dict[str, Any], Array]:
+    """The outer loop's update, theta <- theta - beta grad sum_i L_i(theta_i') (line 8), by an
+    optimiser.
+
+    Args:
+        opt_state: ``optimizer.init(params)``, or what the last step returned.
+        optimizer: the outer loop's: ``optim.sgd(beta)`` is the paper's text, ``optim.adam()`` its
+            code.
+        how: as in :func:`meta_gradient`.
+
+    Returns:
+        (new params, new opt_state, query losses (T,)).
+    """
+    losses, grads = meta_gradient(loss, params, task, **how)
+    params, opt_state = optimizer.update(params, grads, opt_state)
+    return params, opt_state, losses

@@ -1,0 +1,273 @@
+"""@op: one declaration makes an operation, with its derivative rules and its own test inputs.
+
+::
+
+    @op(draw=two(), shapes="(..., n, k), (..., k, m)", linear_in=("a", "b"))
+    def matmul(xp, a, b):
+        return xp.matmul(a, b)
+
+    @matmul.vjp("a")
+    def _(ct, out, a, b):
+        return sum_to(matmul(ct, swapaxes(b, -1, -2)), a.shape)
+
+Arrays are positional and are data; parameters are keyword-only and are static. A rule is written in
+the library's own ops, which is why derivatives of every order exist.
+"""
+
+import inspect
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from . import backend
+from .array import NOTHING, Array, numpy_names
+from .backend import namespaces
+from .draws import Drawer
+from .errors import DtypeError, MissingRuleError, ShapeError
+
+registry: dict[str, "Op"] = {}
+
+serials = itertools.count(1)
+
+
+class _Recording(threading.local):
+    """Are results of this thread linked to their inputs? Off only while a pullback runs whose
+    result nobody differentiates."""
+
+    on = True
+
+
+recording = _Recording()
+
+
+class Op:
+    """One differentiable operation; calling it computes and, where needed, records.
+
+    Attributes:
+        name: the function's name.
+        arguments: the names of the positional arguments, which are arrays.
+        variadic: whether there is one argument that stands for any number of arrays.
+        data: the positions of arguments that are never differentiated (indices, conditions).
+        differentiable: False where the result is a constant (comparisons, argmax).
+        rules: by argument position, ``rule(ct, out, *inputs, **params)``; a variadic op's one rule
+            gives the cotangents of all its inputs.
+        draw: how to draw test inputs.
+        linear_in: the arguments in which the op is linear.
+        pattern: for a piecewise op, which piece each element is on, from the native arrays.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        *,
+        draw: Drawer,
+        shapes: str = "",
+        data: tuple[str, ...] = (),
+        differentiable: bool = True,
+        linear_in: tuple[str, ...] = (),
+        pattern: Callable[..., Any] | None = None,
+    ) -> None:
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
+        positional = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        self.forward = forward
+        self.name = forward.__name__.lstrip("_")
+        self.__name__ = self.name
+        self.__doc__ = forward.__doc__
+        self.__module__ = forward.__module__
+        self.arguments = tuple(p.name for p in positional)
+        self.variadic = any(p.kind is p.VAR_POSITIONAL for p in positional)
+        self.differentiable = differentiable
+        self.rules: dict[int, Callable[..., Any]] = {}
+        self.draw = draw
+        self.shapes = shapes
+        self.linear_in = linear_in
+        self.pattern = pattern
+        self.bind: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+        self.data = {i for i, name in enumerate(self.arguments) if name in data}
+
+    def vjp(self, argument: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Declare the rule for one argument: its cotangent from the result's."""
+
+        def register(rule: Callable[..., Any]) -> Callable[..., Any]:
+            self.rules[self.arguments.index(argument)] = rule
+            return rule
+
+        return register
+
+    def signature(self, bind: Callable[..., Any]) -> "Op":
+        """Declare how users call it (as in NumPy): the call's arguments -> (arrays, params)."""
+        self.bind = bind
+        return self
+
+    def check(self) -> None:
+        """What a declaration must have.
+
+        Raises:
+            MissingRuleError: a docstring or an argument's rule is missing.
+        """
+        if not self.__doc__:
+            raise MissingRuleError(f"{self.name}: has no docstring. Say what it computes.")
+        if self.differentiable:
+            for i, name in enumerate(self.arguments):
+                if i not in self.data and i not in self.rules:
+                    raise MissingRuleError(
+                        f"{self.name}: has no rule for {name}. Declare it with "
+                        f'@{self.name}.vjp("{name}"), or list it in data=.'
+                    )
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+    def __call__(self, *args: Any, **params: Any) -> Array:
+        if self.bind is not None:
+            args, params = self.bind(*args, **params)
+        return self.apply(args, params)
+
+    def apply(self, args: tuple[Any, ...], params: dict[str, Any]) -> Array:
+        """The op on bound arguments: compute, and link the result to its inputs if any of them is
+        being differentiated."""
+        values = []
+        native: Any = None
+        tracked = mixed = False
+        for arg in args:
+            kind = arg.__class__
+            if kind is Array:
+                value = arg.value
+                values.append(value)
+                if arg.serial:
+                    tracked = True
+                if native is None:
+                    native = value
+                elif value.dtype is not native.dtype:
+                    mixed = True
+            elif kind is float or kind is int or kind is bool:
+                values.append(arg)
+            else:
+                return self.apply(tuple(map(_lift, args)), params)
+        if mixed:
+            values = self._unified(args, values)
+        xp = backend.default_namespace() if native is None else namespaces[native.__class__]
+        try:
+            value = self.forward(xp, *values, **params)
+        except (ValueError, IndexError, TypeError) as error:
+            raise self._explained(error, args, params) from error
+        if value.__class__ is not native.__class__:
+            value = xp.asarray(value)
+        if tracked and self.differentiable and recording.on:
+            return Array(value, self, args, params or NOTHING, next(serials))
+        return Array(value)
+
+    def _unified(self, args: tuple[Any, ...], values: list[Any]) -> list[Any]:
+        """Integers take the float operands' type; two float types are an error."""
+        kinds = {
+            v.dtype
+            for i, v in enumerate(values)
+            if i not in self.data and hasattr(v, "dtype") and v.dtype.kind == "f"
+        }
+        if len(kinds) > 1:
+            raise DtypeError(
+                f"{self.name}: {self._described(args)} mix float types. "
+                "Convert one of them with astype before any gradient is taken."
+            )
+        for dtype in kinds:
+            values = [
+                v.astype(dtype)
+                if i not in self.data and hasattr(v, "dtype") and v.dtype != dtype
+                else v
+                for i, v in enumerate(values)
+            ]
+        return values
+
+    def _described(self, args: tuple[Any, ...]) -> str:
+        names = [f"{self.arguments[-1]}[{i}]" for i in range(len(args))]
+        return ", ".join(
+            f"{name} {describe(arg)}"
+            for name, arg in zip(names if self.variadic else self.arguments, args, strict=False)
+        )
+
+    def _explained(self, error: Exception, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
+        shown = self._described(args)
+        with_params = (
+            f" with {', '.join(f'{k}={v!r}' for k, v in params.items())}" if params else ""
+        )
+        advice = f"Pass shapes {self.shapes}." if self.shapes else "See its docstring."
+        kind = DtypeError if isinstance(error, TypeError) else ShapeError
+        return kind(f"{self.name}: {shown}{with_params} do not fit ({error}). {advice}")
+
+
+def op(
+    *,
+    operator: str | None = None,
+    method: str | None = None,
+    numpy: tuple[str, ...] = (),
+    **declaration: Any,
+) -> Callable[[Callable[..., Any]], Op]:
+    """Register an operation.
+
+    Args:
+        operator: Python's operator it answers ("add" makes ``+``, on either side).
+        method: the Array method it becomes.
+        numpy: NumPy's names for it, where they differ from its own.
+        declaration: see :class:`Op`.
+    """
+
+    def register(forward: Callable[..., Any]) -> Op:
+        made = Op(forward, **declaration)
+        registry[made.name] = made
+        answers(operator=operator, method=method, numpy=(made.name, *numpy))(made)
+        return made
+
+    return register
+
+
+def answers(
+    *, operator: str | None = None, method: str | None = None, numpy: tuple[str, ...] = ()
+) -> Callable[[Any], Any]:
+    """Let a function of Arrays answer a Python operator, a method's name, or NumPy's names."""
+
+    def attach(function: Any) -> Any:
+        for name in numpy:
+            numpy_names[name] = function
+        if operator:
+            setattr(Array, f"__{operator}__", lambda self, *other: function(self, *other))
+            if len(getattr(function, "arguments", "ab")) == 2:
+                setattr(Array, f"__r{operator}__", lambda self, other: function(other, self))
+        if method:
+            setattr(Array, method, lambda self, *args, **kwargs: function(self, *args, **kwargs))
+        return function
+
+    return attach
+
+
+def describe(x: Any) -> str:
+    """``float32[2,3]``, or a Python number as it is.
+
+    >>> describe(Array(backend.default_namespace().zeros((2, 3))))
+    'float64[2,3]'
+    """
+    if not hasattr(x, "shape"):
+        return repr(x)
+    return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+
+
+def as_array(x: Any) -> Array:
+    """``x`` as an Array, sharing memory where it can."""
+    if x.__class__ is Array:
+        return x
+    x = _lift(x)
+    return x if x.__class__ is Array else Array(backend.default_namespace().asarray(x))
+
+
+def _lift(x: Any) -> Any:
+    """An Array, or a Python number (which takes the type of the arrays it meets)."""
+    if type(x) in (Array, float, int, bool):
+        return x
+    if isinstance(x, list | tuple):
+        x = backend.to_device([_lift(element) for element in x])
+    if backend.is_native(x) and x.dtype.kind in "fiub":
+        return x.item() if backend.is_scalar(x) else Array(backend.to_device(x))
+    raise DtypeError(
+        f"array: {describe(x)} of type {type(x).__name__} is not an array of real numbers. "
+        "Pass floats, integers or booleans."
+    )

@@ -1,0 +1,428 @@
+"""One element in, one element out, with NumPy's broadcasting.
+
+Values at edge points: relu'(0) = abs'(0) = 0; ties of maximum and minimum share the cotangent
+equally; a branch that `where` did not take gets exactly 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..array import Array
+from ..draws import Draw, Drawn, Shape, nonzero, one, positive, reals, two
+from ..errors import DtypeError
+from ..op import answers, as_array, op
+from .shape import sum_to
+
+BROADCAST = "that broadcast together"
+
+
+def _fit(ct: Array, x: Array) -> Array:
+    """Undo the broadcasting of ``x``."""
+    return ct if ct.shape == x.shape else sum_to(ct, x.shape)
+
+
+# ---- comparisons and other constants: no derivative, by declaration
+
+
+def _comparison(name: str, numpy_name: str, operator: str) -> Any:
+    def forward(xp: Any, a: Any, b: Any) -> Any:
+        return getattr(xp, numpy_name)(a, b)
+
+    forward.__name__ = name
+    forward.__doc__ = f"Elementwise, is the comparison {name} true? Not differentiable."
+    forward.__module__ = __name__
+    return op(
+        draw=two(), differentiable=False, shapes=BROADCAST, operator=operator, numpy=(numpy_name,)
+    )(forward)
+
+
+equal = _comparison("equal", "equal", "eq")
+not_equal = _comparison("not_equal", "not_equal", "ne")
+less = _comparison("less", "less", "lt")
+less_equal = _comparison("less_equal", "less_equal", "le")
+greater = _comparison("greater", "greater", "gt")
+greater_equal = _comparison("greater_equal", "greater_equal", "ge")
+
+
+@op(draw=one(), differentiable=False)
+def sign(xp: Any, x: Any) -> Any:
+    """-1, 0 or 1. Not differentiable."""
+    return xp.sign(x)
+
+
+@op(draw=one(), differentiable=False, numpy=("isfinite",))
+def isfinite(xp: Any, x: Any) -> Any:
+    """Neither infinite nor NaN? Not differentiable."""
+    return xp.isfinite(x)
+
+
+@op(draw=one(), differentiable=False)
+def zeros_like(xp: Any, x: Any) -> Any:
+    """Zeros of x's shape and type. Not differentiable."""
+    return xp.zeros_like(x)
+
+
+@op(draw=one(), differentiable=False)
+def ones_like(xp: Any, x: Any) -> Any:
+    """Ones of x's shape and type. Not differentiable."""
+    return xp.ones_like(x)
+
+
+@op(
+    draw=lambda d: ((d.integers(d.shape(), 0, 3),), {"num_classes": 4, "dtype": d.dtype}),
+    differentiable=False,
+)
+def one_hot(xp: Any, labels: Any, *, num_classes: int, dtype: Any = float) -> Any:
+    """1 at each label, 0 elsewhere, along a new last axis: (...) -> (..., num_classes)."""
+    return (labels[..., None] == xp.arange(num_classes)).astype(dtype)
+
+
+@op(draw=lambda d: ((d.integers(d.shape(), -3, 3),), {"dtype": d.dtype}), differentiable=False)
+def _astype(xp: Any, x: Any, *, dtype: Any) -> Any:
+    """The elements as another type. Not differentiable."""
+    return x.astype(dtype)
+
+
+@answers(method="astype", numpy=("astype",))
+def astype(x: Any, dtype: Any) -> Array:
+    """The elements as another type; not differentiable, and itself if the type is the same.
+
+    Raises:
+        DtypeError: a float that is being differentiated would become another float type, which
+            would lose its derivative without a word.
+    """
+    x = as_array(x)
+    if x.dtype == dtype:
+        return x
+    out = _astype(x, dtype=dtype)
+    if x.serial and out.dtype.kind == "f":
+        raise DtypeError(
+            f"astype: {x.dtype} to {out.dtype} is not differentiable. "
+            "Convert before the gradient is taken, or use stop_gradient(x).astype(...)."
+        )
+    return out
+
+
+# ---- arithmetic
+
+
+@op(draw=two(), linear_in=("a", "b"), shapes=BROADCAST, operator="add")
+def add(xp: Any, a: Any, b: Any) -> Any:
+    """a + b."""
+    return xp.add(a, b)
+
+
+@add.vjp("a")
+def _(ct: Array, out: Array, a: Array, b: Array) -> Array:
+    return _fit(ct, a)
+
+
+@add.vjp("b")
+def _(ct: Array, out: Array, a: Array, b: Array) -> Array:
+    return _fit(ct, b)
+
+
+@op(draw=two(), shapes=BROADCAST, operator="sub", numpy=("subtract",))
+def sub(xp: Any, a: Any, b: Any) -> Any:
+    """a - b."""
+    return xp.subtract(a, b)
+
+
+@sub.vjp("a")
+def _(ct: Array, out: Array, a: Array, b: Array) -> Array:
+    return _fit(ct, a)
+
+
+@sub.vjp("b")
+def _(ct: Array, out: Array, a: Array, b: Array) -> Array:
+    return neg(_fit(ct, b))
+
+
+@op(draw=two(), linear_in=("a", "b"), shapes=BROADCAST, operator="mul", numpy=("multiply",))
+def mul(xp: Any, a: Any, b: Any) -> Any:
+    """a * b."""
+    return xp.multiply(a, b)
+
+
+@mul.vjp("a")
+def _(ct: Array, out: Array, a: Array, b: Array) -> Array:
+    return _fit(mul(ct, b), a)
+
+
+@mul.vjp("b")
+def _(ct: Array, out: Array, a: Array, b: Array) -> Array:
+    return _fit(mul(ct, a), b)
+
+
+@op(
+    draw=two(reals, nonzero),
+    linear_in=("a",),
+    shapes=BROADCAST,
+    operator="truediv",
+    numpy=("divide", "true_divide"),
+)
+def div(xp: Any, a: Any, b: Any) -> Any:
+    """a / b."""
+    return xp.divide(a, b)
+
+
+@div.vjp("a")
+def _(ct: Array, out: Array, a: Array, b: Array) -> Array:
+    return _fit(div(ct, b), a)
+
+
+@div.vjp("b")
+def _(ct: Array, out: Array, a: Array, b: Array) -> Array:
+    return _fit(neg(div(mul(ct, out), b)), b)
+
+
+@op(draw=one(), linear_in=("x",), operator="neg", numpy=("negative",))
+def neg(xp: Any, x: Any) -> Any:
+    """-x."""
+    return xp.negative(x)
+
+
+@neg.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return neg(ct)
+
+
+def _draw_power(d: Draw) -> Drawn:
+    if d.boolean():
+        return two(positive, reals)(d)
+    exponent = d.choice([0, 1, 2, 3, -1, 0.5, -0.5, 1.7])
+    domain = reals if exponent in (0, 1, 2, 3) else positive
+    return (d.array(d.shape(), domain), exponent), {}
+
+
+@op(draw=_draw_power, shapes=BROADCAST, operator="pow", numpy=("pow",))
+def power(xp: Any, a: Any, b: Any) -> Any:
+    """a ** b. A Python number as exponent uses no logarithm and is right for negative a too.
+
+    At a = 0 the derivative by b is 0, and that by a is 0 where b = 0.
+    """
+    return xp.square(a) if b.__class__ is int and b == 2 else xp.power(a, b)
+
+
+@power.vjp("a")
+def _(ct: Array, out: Array, a: Array, b: Any) -> Array:
+    if isinstance(b, Array):
+        constant = equal(b, 0)
+        slope = mul(b, power(a, where(constant, 1.0, sub(b, 1))))
+        return _fit(where(constant, 0.0, mul(ct, slope)), a)
+    if b == 0:
+        return mul(ct, 0.0)
+    return mul(ct, b) if b == 1 else mul(ct, mul(power(a, b - 1) if b != 2 else a, b))
+
+
+@power.vjp("b")
+def _(ct: Array, out: Array, a: Any, b: Array) -> Array:
+    safe = greater(a, 0)
+    return _fit(where(safe, mul(mul(ct, out), log(where(safe, a, 1.0))), 0.0), b)
+
+
+@answers(numpy=("square",))
+def square(x: Any) -> Array:
+    """x * x."""
+    return power(x, 2)
+
+
+@answers(numpy=("reciprocal",))
+def reciprocal(x: Any) -> Array:
+    """1 / x."""
+    return div(1.0, x)
+
+
+# ---- exponentials and circles
+
+
+@op(draw=one())
+def exp(xp: Any, x: Any) -> Any:
+    """e to the x."""
+    return xp.exp(x)
+
+
+@exp.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return mul(ct, out)
+
+
+@op(draw=one())
+def expm1(xp: Any, x: Any) -> Any:
+    """exp(x) - 1, exact for small x."""
+    return xp.expm1(x)
+
+
+@expm1.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return mul(ct, add(out, 1.0))
+
+
+@op(draw=one(positive))
+def log(xp: Any, x: Any) -> Any:
+    """Natural logarithm."""
+    return xp.log(x)
+
+
+@log.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return div(ct, x)
+
+
+@op(draw=one(positive))
+def log1p(xp: Any, x: Any) -> Any:
+    """log(1 + x), exact for small x."""
+    return xp.log1p(x)
+
+
+@log1p.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return div(ct, add(x, 1.0))
+
+
+@op(draw=one(positive))
+def sqrt(xp: Any, x: Any) -> Any:
+    """Square root; its derivative at 0 is infinite (see norm for one that is not)."""
+    return xp.sqrt(x)
+
+
+@sqrt.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return div(mul(ct, 0.5), out)
+
+
+@op(draw=one())
+def sin(xp: Any, x: Any) -> Any:
+    """Sine, x in radians."""
+    return xp.sin(x)
+
+
+@sin.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return mul(ct, cos(x))
+
+
+@op(draw=one())
+def cos(xp: Any, x: Any) -> Any:
+    """Cosine, x in radians."""
+    return xp.cos(x)
+
+
+@cos.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return neg(mul(ct, sin(x)))
+
+
+@op(draw=one())
+def tanh(xp: Any, x: Any) -> Any:
+    """Hyperbolic tangent."""
+    return xp.tanh(x)
+
+
+@tanh.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return mul(ct, sub(1.0, square(out)))
+
+
+@op(draw=one())
+def sigmoid(xp: Any, x: Any) -> Any:
+    """1 / (1 + exp(-x)), without overflow."""
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0, 1, e) / (1 + e)
+
+
+@sigmoid.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return mul(ct, mul(out, sub(1.0, out)))
+
+
+@op(draw=one())
+def softplus(xp: Any, x: Any) -> Any:
+    """log(1 + exp(x)), without overflow."""
+    return xp.logaddexp(x, 0)
+
+
+@softplus.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return mul(ct, sigmoid(x))
+
+
+# ---- piecewise
+
+
+@op(draw=one(), numpy=("absolute", "fabs"), operator="abs", pattern=lambda xp, x: xp.sign(x))
+def abs(xp: Any, x: Any) -> Any:
+    """|x|; the derivative at 0 is 0."""
+    return xp.abs(x)
+
+
+@abs.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return mul(ct, sign(x))
+
+
+@op(draw=one(), pattern=lambda xp, x: x > 0)
+def relu(xp: Any, x: Any) -> Any:
+    """max(x, 0); the derivative at 0 is 0."""
+    return xp.maximum(x, 0)
+
+
+@relu.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return mul(ct, greater(x, 0))
+
+
+@op(draw=two(), shapes=BROADCAST, pattern=lambda xp, a, b: xp.sign(xp.subtract(a, b)))
+def maximum(xp: Any, a: Any, b: Any) -> Any:
+    """The larger of a and b; a tie gives each half of the cotangent."""
+    return xp.maximum(a, b)
+
+
+def _share(ct: Array, mine: Any, other: Any) -> Array:
+    """All of the cotangent to the larger, half of it to each of two equal ones."""
+    return where(equal(mine, other), mul(ct, 0.5), where(greater(mine, other), ct, 0.0))
+
+
+@maximum.vjp("a")
+def _(ct: Array, out: Array, a: Array, b: Any) -> Array:
+    return _fit(_share(ct, a, b), a)
+
+
+@maximum.vjp("b")
+def _(ct: Array, out: Array, a: Any, b: Array) -> Array:
+    return _fit(_share(ct, b, a), b)
+
+
+@answers(numpy=("minimum",))
+def minimum(a: Any, b: Any) -> Array:
+    """The smaller of a and b; a tie gives each half of the cotangent."""
+    return neg(maximum(neg(a), neg(b)))
+
+
+@answers(numpy=("clip",), method="clip")
+def clip(x: Any, min: Any, max: Any) -> Array:
+    """x kept between min and max; at either bound half of the cotangent passes (a tie)."""
+    return minimum(maximum(x, min), max)
+
+
+def _draw_where(d: Draw) -> Drawn:
+    shape = d.shape()
+    shapes: list[Shape] = [shape, d.broadcastable(shape), d.broadcastable(shape)]
+    return (d.mask(shapes[0]), d.array(shapes[1]), d.array(shapes[2])), {}
+
+
+@op(draw=_draw_where, data=("condition",), linear_in=("a", "b"), shapes=BROADCAST)
+def where(xp: Any, condition: Any, a: Any, b: Any) -> Any:
+    """a where the condition holds, else b; the branch not taken gets a cotangent of exactly 0."""
+    return xp.where(condition, a, b)
+
+
+@where.vjp("a")
+def _(ct: Array, out: Array, condition: Any, a: Array, b: Any) -> Array:
+    return _fit(where(condition, ct, 0.0), a)
+
+
+@where.vjp("b")
+def _(ct: Array, out: Array, condition: Any, a: Any, b: Array) -> Array:
+    return _fit(where(condition, 0.0, ct), b)

@@ -1,0 +1,190 @@
+"""Choosing elements: slices, indices and masks.
+
+Slicing is linear, with `put_slices` as its transpose. Choosing by data (integer arrays, masks, the
+winners of a max-pool) always becomes flat positions, with `take` and `put` each other's transpose.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from .. import backend
+from ..array import Array
+from ..draws import Draw, Drawn, Shape, one
+from ..errors import ShapeError
+from ..op import answers, as_array, op
+from .shape import normalized_axis
+
+Index = tuple[Any, ...]
+
+
+def _draw_index(d: Draw, shape: Shape) -> Index:
+    index: list[Any] = []
+    for side in shape[: d.integer(0, len(shape))]:
+        some = slice(d.integer(-side, side - 1), None)
+        every = slice(None, None, d.choice([2, -1]))
+        index.append(d.choice([d.integer(-side, side - 1), some, every]))
+    index.insert(d.integer(0, len(index)), None)
+    return (*index, ...) if d.boolean() else tuple(index)
+
+
+def _draw_slices(d: Draw) -> Drawn:
+    shape = d.shape(1)
+    return (d.array(shape),), {"index": _draw_index(d, shape)}
+
+
+@op(draw=_draw_slices, linear_in=("x",))
+def slices(xp: Any, x: Any, *, index: Index) -> Any:
+    """x[index] for an index of slices, integers, None and Ellipsis."""
+    return x[index]
+
+
+@slices.vjp("x")
+def _(ct: Array, out: Array, x: Array, *, index: Index) -> Array:
+    return put_slices(ct, index=index, shape=x.shape)
+
+
+def _draw_put_slices(d: Draw) -> Drawn:
+    (x,), params = _draw_slices(d)
+    return (d.array(x[params["index"]].shape),), {**params, "shape": x.shape}
+
+
+@op(draw=_draw_put_slices, linear_in=("x",))
+def put_slices(xp: Any, x: Any, *, index: Index, shape: Shape) -> Any:
+    """Zeros of ``shape`` with ``x`` at ``index``: the transpose of slices."""
+    out = xp.zeros(shape, x.dtype)
+    out[index] = x
+    return out
+
+
+@put_slices.vjp("x")
+def _(ct: Array, out: Array, x: Array, *, index: Index, shape: Shape) -> Array:
+    return slices(ct, index=index)
+
+
+@op(draw=one(), differentiable=False)
+def numbering(xp: Any, x: Any) -> Any:
+    """Every element's own flat position. Integers; not differentiable."""
+    return _numbered(xp, x.shape)
+
+
+HERE = "data"  # stands in a static index where an array of data goes
+
+
+def _numbered(xp: Any, shape: Shape) -> Any:
+    """An array of ``shape`` whose elements are their own flat positions."""
+    return xp.arange(math.prod(shape)).reshape(shape)
+
+
+@op(
+    draw=lambda d: (
+        (d.integers((2, 2), -3, 2),),
+        {"index": (HERE, slice(1, None)), "shape": (3, 4)},
+    ),
+    differentiable=False,
+)
+def positions(xp: Any, *arrays: Any, index: Index, shape: Shape) -> Any:
+    """The flat positions that x[index] chooses in an array of ``shape``; the arrays go, in order,
+    where the index says "data". Integers; not differentiable."""
+    rest = iter(arrays)
+    full = tuple(next(rest) if part is HERE else part for part in index)
+    return _numbered(xp, shape)[full]
+
+
+@op(
+    draw=lambda d: ((d.integers((2, 2), -3, 2),), {"shape": (3, 2), "axis": 0}),
+    differentiable=False,
+)
+def positions_along(xp: Any, indices: Any, *, shape: Shape, axis: int) -> Any:
+    """The flat positions that take_along_axis chooses. Integers; not differentiable."""
+    return xp.take_along_axis(_numbered(xp, shape), indices, axis)
+
+
+def _draw_take(d: Draw) -> Drawn:
+    shape = d.shape(1)
+    axis = d.choice([None, d.axis(len(shape))])
+    side = math.prod(shape) if axis is None else shape[axis]
+    return (d.array(shape), d.integers(d.shape(), -side, side - 1), axis), {}
+
+
+@op(draw=_draw_take, data=("indices",), linear_in=("x",), shapes="any, with indices in range")
+def take(xp: Any, x: Any, indices: Any) -> Any:
+    """The elements at ``indices``, which count along an axis, or through all of x if it is None."""
+    return x.reshape(-1)[indices]
+
+
+@take.signature
+def _(x: Any, indices: Any, axis: int | None = None) -> Any:
+    x = as_array(x)
+    if axis is not None:
+        index = (slice(None),) * normalized_axis("take", axis, x.ndim) + (HERE,)
+        indices = positions(indices, index=index, shape=x.shape)
+    return (x, as_array(indices)), {}
+
+
+@take.vjp("x")
+def _(ct: Array, out: Array, x: Array, indices: Array) -> Array:
+    return put.apply((ct, indices), {"shape": x.shape})
+
+
+def _draw_put(d: Draw) -> Drawn:
+    shape = d.shape(1)
+    where = d.shape()
+    size = math.prod(shape)
+    return (d.array(where), d.integers(where, -size, size - 1)), {"shape": shape}
+
+
+@op(draw=_draw_put, data=("indices",), linear_in=("x",))
+def put(xp: Any, x: Any, indices: Any, *, shape: Shape) -> Any:
+    """Zeros of ``shape`` with each element of x added at its flat index: the transpose of take."""
+    return backend.kernels_of(x).put(x, indices, shape)
+
+
+@put.signature
+def _(x: Any, indices: Any, shape: Shape) -> Any:
+    x, indices = as_array(x), as_array(indices)
+    size = math.prod(shape)
+    if x.shape != indices.shape:
+        raise ShapeError(
+            f"put: x has shape {x.shape} but indices {indices.shape}. Pass one index an element."
+        )
+    if indices.size and not -size <= indices.min().item() <= indices.max().item() < size:
+        raise ShapeError(
+            f"put: indices from {indices.min().item()} to {indices.max().item()} do not fit the "
+            f"{size} elements of shape {tuple(shape)}. Pass indices from {-size} to {size - 1}."
+        )
+    return (x, indices), {"shape": tuple(shape)}
+
+
+@put.vjp("x")
+def _(ct: Array, out: Array, x: Array, indices: Array, *, shape: Shape) -> Array:
+    return take(ct, indices)
+
+
+@answers(operator="getitem")
+def getitem(x: Any, index: Any) -> Array:
+    """x[index] as in NumPy: slices, integers, None, ..., integer arrays and boolean masks."""
+    x = as_array(x)
+    parts = index if isinstance(index, tuple) else (index,)
+    arrays, static = [], []
+    for part in parts:
+        if part is None or part is ... or isinstance(part, slice):
+            static.append(part)
+        elif isinstance(part, bool | list | Array) or getattr(part, "ndim", 0):
+            arrays.append(as_array(part))
+            static.append(HERE)
+        else:
+            static.append(operator.index(part))
+    if not arrays:
+        return slices(x, index=tuple(static))
+    return take(x, positions(*arrays, index=tuple(static), shape=x.shape))
+
+
+@answers(numpy=("take_along_axis",))
+def take_along_axis(x: Any, indices: Any, axis: int = -1) -> Array:
+    """From every line of x along the axis, the elements at that line's own indices."""
+    x = as_array(x)
+    axis = normalized_axis("take_along_axis", axis, x.ndim)
+    return take(x, positions_along(indices, shape=x.shape, axis=axis))

@@ -1,0 +1,163 @@
+"""Many elements in, one out.
+
+Values at edge points: equal maxima share the cotangent equally; the norm of zero has derivative 0 at
+every order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..array import Array
+from ..draws import Draw, Drawn, Shape
+from ..op import answers, as_array, op
+from .elementwise import div, equal, exp, isfinite, log, neg, sqrt, square, sub, where
+from .shape import broadcast_to, expand_dims, normalized_axes, normalized_axis, reshape, size_along
+
+Axes = int | tuple[int, ...] | None
+
+
+def _draw_reduction(d: Draw) -> Drawn:
+    shape = d.shape()
+    return (d.array(shape),), {"axis": d.axes(len(shape)), "keepdims": d.boolean()}
+
+
+def _bind(where: str) -> Any:
+    def bind(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Any:
+        x = as_array(x)
+        axes = normalized_axes(where, axis, x.ndim)
+        return (x,), {"axis": axes, "keepdims": bool(keepdims)}
+
+    return bind
+
+
+def _restored(y: Array, axis: Shape, keepdims: bool) -> Array:
+    """A reduction's result with its reduced axes back, at length 1."""
+    return y if keepdims or not axis else expand_dims(y, axis)
+
+
+@op(draw=_draw_reduction, method="sum", linear_in=("x",))
+def sum(xp: Any, x: Any, *, axis: Shape, keepdims: bool) -> Any:
+    """The sum over the axes (all of them if none is named)."""
+    return x.sum(axis=axis, keepdims=keepdims)
+
+
+sum.signature(_bind("sum"))
+
+
+@sum.vjp("x")
+def _(ct: Array, out: Array, x: Array, *, axis: Shape, keepdims: bool) -> Array:
+    return broadcast_to.apply((_restored(ct, axis, keepdims),), {"shape": x.shape})
+
+
+def _is_maximal(xp: Any, x: Any, *, axis: Shape, keepdims: bool) -> Any:
+    return x == x.max(axis=axis, keepdims=True)
+
+
+@op(draw=_draw_reduction, method="max", numpy=("amax",), pattern=_is_maximal)
+def max(xp: Any, x: Any, *, axis: Shape, keepdims: bool) -> Any:
+    """The largest over the axes; equal maxima share the cotangent equally."""
+    return x.max(axis=axis, keepdims=keepdims)
+
+
+max.signature(_bind("max"))
+
+
+@max.vjp("x")
+def _(ct: Array, out: Array, x: Array, *, axis: Shape, keepdims: bool) -> Array:
+    won = equal(x, _restored(out, axis, keepdims))
+    winners = sum(won.astype(x.dtype), axis, keepdims=True)
+    return where(won, div(_restored(ct, axis, keepdims), winners), 0.0)
+
+
+def _draw_argmax(d: Draw) -> Drawn:
+    shape = d.shape(1)
+    return (d.array(shape),), {"axis": d.choice([None, d.axis(len(shape))])}
+
+
+@op(draw=_draw_argmax, method="argmax", differentiable=False)
+def argmax(xp: Any, x: Any, *, axis: int | None) -> Any:
+    """Where the first largest element is along an axis (of all, flattened, if None). Integers."""
+    return x.argmax(axis=axis)
+
+
+@argmax.signature
+def _(x: Any, axis: int | None = None) -> Any:
+    x = as_array(x)
+    return (x,), {"axis": None if axis is None else normalized_axis("argmax", axis, x.ndim)}
+
+
+@op(draw=_draw_argmax, method="argmin", differentiable=False)
+def argmin(xp: Any, x: Any, *, axis: int | None) -> Any:
+    """Where the first smallest element is along an axis (of all, flattened, if None). Integers."""
+    return x.argmin(axis=axis)
+
+
+@argmin.signature
+def _(x: Any, axis: int | None = None) -> Any:
+    x = as_array(x)
+    return (x,), {"axis": None if axis is None else normalized_axis("argmin", axis, x.ndim)}
+
+
+@answers(method="min", numpy=("min", "amin"))
+def min(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
+    """The smallest over the axes; equal minima share the cotangent equally."""
+    return neg(max(neg(x), axis, keepdims=keepdims))
+
+
+@answers(method="mean", numpy=("mean",))
+def mean(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
+    """The average over the axes."""
+    x = as_array(x)
+    return div(
+        sum(x, axis, keepdims=keepdims), size_along(x.shape, normalized_axes("mean", axis, x.ndim))
+    )
+
+
+@answers(method="var", numpy=("var",))
+def var(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
+    """The mean squared distance from the mean over the axes."""
+    return mean(square(sub(x, mean(x, axis, keepdims=True))), axis, keepdims=keepdims)
+
+
+def _without_reduced(y: Array, axis: Axes, keepdims: bool) -> Array:
+    axes = normalized_axes("reduction", axis, y.ndim)
+    return y if keepdims else reshape(y, tuple(s for i, s in enumerate(y.shape) if i not in axes))
+
+
+def _finite_maximum(x: Array, axis: Axes) -> Array:
+    """The maximum as a constant, to subtract before exp; 0 where it is infinite."""
+    top = max(Array(x.value), axis, keepdims=True)
+    return where(isfinite(top), top, 0.0)
+
+
+def logsumexp(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
+    """log(sum(exp(x))) over the axes, without overflow."""
+    x = as_array(x)
+    top = _finite_maximum(x, axis)
+    total = log(sum(exp(x - top), axis, keepdims=True)) + top
+    return _without_reduced(total, axis, keepdims)
+
+
+def softmax(x: Any, axis: Axes = -1) -> Array:
+    """exp(x) / sum(exp(x)) over the axes, without overflow."""
+    x = as_array(x)
+    e = exp(x - _finite_maximum(x, axis))
+    return e / sum(e, axis, keepdims=True)
+
+
+def log_softmax(x: Any, axis: Axes = -1) -> Array:
+    """x - logsumexp(x) over the axes."""
+    x = as_array(x)
+    return x - logsumexp(x, axis, keepdims=True)
+
+
+@answers(numpy=("norm",))
+def norm(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
+    """sqrt(sum(x^2)) over the axes; at x = 0 its derivatives of every order are 0.
+
+    Differs from NumPy: without an axis it is the norm of all elements, whatever their shape.
+    """
+    squares = sum(square(x), axis, keepdims=keepdims)
+    zero = equal(squares, 0)
+    return where(zero, 0.0, sqrt(where(zero, 1.0, squares)))

@@ -1,0 +1,89 @@
+"""Optimisers as pairs of pure functions: ``init(params)`` and ``update(params, grads, state)``.
+
+They are made of ops, so one can also be the inner loop's and be differentiated through. A learning
+rate is a number, or a function of the step (from 0) that gives one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from . import tree
+from .ops.elementwise import sqrt, zeros_like
+
+Tree = Any
+Rate = float | Callable[[int], float]
+
+
+class Optimizer(NamedTuple):
+    """Attributes:
+    init: params -> state, a dict with the number of steps so far and trees like params.
+    update: (params, grads, state) -> (new params, new state).
+    """
+
+    init: Callable[[Tree], dict[str, Any]]
+    update: Callable[[Tree, Tree, dict[str, Any]], tuple[Tree, dict[str, Any]]]
+
+
+def _at(rate: Rate, step: int) -> float:
+    return rate(step) if callable(rate) else rate
+
+
+def cosine(peak: float, steps: int) -> Callable[[int], float]:
+    """From ``peak`` down to 0 over ``steps`` steps, along half a cosine.
+
+    >>> [round(cosine(1.0, 4)(i), 3) for i in range(5)]
+    [1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    return lambda step: 0.5 * peak * (1 + math.cos(math.pi * min(step, steps) / steps))
+
+
+def sgd(lr: Rate, momentum: float = 0.0) -> Optimizer:
+    """Gradient descent: m <- momentum m + g, params <- params - lr m."""
+
+    def init(params: Tree) -> dict[str, Any]:
+        m = tree.map(zeros_like, params) if momentum else None
+        return {"step": 0, "m": m}
+
+    def update(params: Tree, grads: Tree, state: dict[str, Any]) -> tuple[Tree, dict[str, Any]]:
+        rate = _at(lr, state["step"])
+        m = tree.map(lambda m, g: momentum * m + g, state["m"], grads) if momentum else None
+        params = tree.map(lambda p, d: p - rate * d, params, m if momentum else grads)
+        return params, {"step": state["step"] + 1, "m": m}
+
+    return Optimizer(init, update)
+
+
+def adam(
+    lr: Rate = 1e-3, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0
+) -> Optimizer:
+    """Adam (Kingma & Ba 2015, Algorithm 1).
+
+    Args:
+        lr: step size.
+        b1, b2: decay of the first and second moments.
+        eps: added to the root.
+        eps_root: added under the root. Where the optimiser itself is differentiated it must be
+            positive: the root of an exactly zero second moment has an infinite derivative.
+    """
+
+    def init(params: Tree) -> dict[str, Any]:
+        return {"step": 0, "m": tree.map(zeros_like, params), "v": tree.map(zeros_like, params)}
+
+    def update(params: Tree, grads: Tree, state: dict[str, Any]) -> tuple[Tree, dict[str, Any]]:
+        step = state["step"] + 1
+        m = tree.map(lambda m, g: b1 * m + (1 - b1) * g, state["m"], grads)
+        v = tree.map(lambda v, g: b2 * v + (1 - b2) * (g * g), state["v"], grads)
+        # Both bias corrections as numbers: m / (1 - b1^t) over sqrt(v / (1 - b2^t)) + eps.
+        root = math.sqrt(1 - b2**step)
+        rate = _at(lr, state["step"]) * root / (1 - b1**step)
+
+        def moved(p: Any, m: Any, v: Any) -> Any:
+            v = v + eps_root * root**2 if eps_root else v
+            return p - rate * m / (sqrt(v) + eps * root)
+
+        return tree.map(moved, params, m, v), {"step": step, "m": m, "v": v}
+
+    return Optimizer(init, update)

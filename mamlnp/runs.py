@@ -1,0 +1,416 @@
+"""One run = one folder: ``config.json``, ``metrics.csv``, ``checkpoint.safetensors``, pictures.
+
+Whatever stops a run leaves it usable: files are replaced whole, and metrics are dropped on resuming
+where they went past the checkpoint. Randomness is counted (:func:`mamlnp.tasks.counted_rng`), so a
+checkpoint is arrays and an iteration number, and continuing from it gives bit for bit what an
+unbroken run gives.
+"""
+
+import csv
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import threadpoolctl
+
+from .errors import DataError
+
+CONFIG = "config.json"
+METRICS = "metrics.csv"
+CHECKPOINT = "checkpoint.safetensors"
+
+Config = TypeVar("Config")
+
+# The versions on which the last bits of a result depend.
+DECIDES_BITS = ("mamlnp", "numpy", "numba", "blas", "blas_architecture")
+
+
+class Checkpoint(NamedTuple):
+    """What a run was when it was saved.
+
+    Attributes:
+        iteration: how many meta-iterations were done.
+        arrays: nested dicts of arrays, as given to :meth:`Run.save`.
+        meta: the JSON-able dict given to :meth:`Run.save`.
+        versions: what :func:`versions` said then.
+    """
+
+    iteration: int
+    arrays: dict[str, Any]
+    meta: dict[str, Any]
+    versions: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's folder; made by :func:`create_run` and :func:`open_run`.
+
+    Attributes:
+        path: the folder.
+        experiment: the name of what runs in it, such as "sine".
+        config: the experiment's settings, as JSON keeps them; see :meth:`config_as`.
+        versions: what the run began with.
+    """
+
+    path: Path
+    experiment: str
+    config: dict[str, Any]
+    versions: dict[str, Any]
+
+    def config_as(self, kind: type[Config]) -> Config:
+        """The settings as an instance of the dataclass they were written from.
+
+        Raises:
+            DataError: ``kind`` has no such fields.
+        """
+        hints = typing.get_type_hints(kind)
+        fields = {name: _restored(value, hints.get(name)) for name, value in self.config.items()}
+        try:
+            return kind(**fields)
+        except TypeError as error:
+            raise DataError(
+                f"{self.path / CONFIG}: does not fit {kind.__qualname__} ({error}). "
+                f"Use mamlnp {self.versions['mamlnp']}, which wrote it."
+            ) from error
+
+    def log(self, iteration: int, row: Mapping[str, object]) -> None:
+        """Append a row to metrics.csv; the first row's keys become its columns.
+
+        Args:
+            iteration: how many meta-iterations were done. Log it before saving a checkpoint of it.
+            row: a value a column.
+
+        Raises:
+            DataError: the file has other columns or cannot be written.
+        """
+        path = self.path / METRICS
+        columns = ["iteration", *row]
+        with _explained(path), path.open("a+", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            file.seek(0)
+            header = next(csv.reader([file.readline()]))
+            file.seek(0, os.SEEK_END)
+            if not header:
+                writer.writerow(columns)
+            elif header != columns:
+                raise DataError(
+                    f"{path}: has columns {','.join(header)} but the row has {','.join(columns)}. "
+                    "Continue the run with the version that began it, or begin a new one."
+                )
+            writer.writerow([iteration, *row.values()])
+
+    def save(self, iteration: int, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Replace the checkpoint.
+
+        Equal runs have equal checkpoints, byte for byte, where their ``meta`` is equal.
+
+        Args:
+            iteration: how many meta-iterations were done.
+            arrays: nested dicts of NumPy arrays, such as ``{"params": ..., "opt_state": ...}``.
+            meta: a JSON-able dict, such as ``{"best_iteration": 900, "best_validation": 0.41}``.
+
+        Raises:
+            DataError: the file cannot be written; the old checkpoint is left as it was.
+            TypeError: ``arrays`` or ``meta`` holds something else.
+        """
+        metrics = self.path / METRICS
+        if metrics.exists():
+            # A checkpoint must never reach the disk before the rows that led to it.
+            with _explained(metrics):
+                _to_disk(metrics)
+        leaves: dict[str, np.ndarray] = {}
+        record = {
+            "experiment": self.experiment,
+            "config": self.config,
+            "iteration": iteration,
+            "tree": _taken_apart(arrays, "", leaves),
+            "meta": meta,
+            "versions": versions(),
+        }
+        # One entry: safetensors writes several in an order that changes from process to process.
+        content = safetensors.numpy.save(leaves, {"mamlnp": json.dumps(record)})
+        with atomic_write(self.path / CHECKPOINT) as partial:
+            partial.write_bytes(content)
+
+    def load(self) -> Checkpoint:
+        """Read the checkpoint.
+
+        Raises:
+            DataError: there is none, or it is damaged.
+        """
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            raise DataError(
+                f"{path}: there is no checkpoint. The run was stopped before its first one: "
+                "begin a new run."
+            )
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                record = json.loads(file.metadata()["mamlnp"])
+                return Checkpoint(
+                    iteration=record["iteration"],
+                    arrays=_put_together(record["tree"], "", file.get_tensor),
+                    meta=record["meta"],
+                    versions=record["versions"],
+                )
+        except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+            raise DataError(
+                f"{path}: is damaged or not a checkpoint of mamlnp ({error}). "
+                "Restore it from a copy, or begin a new run."
+            ) from error
+
+    def resume(self) -> Checkpoint:
+        """Read the checkpoint and drop the rows of metrics.csv that came after it.
+
+        Says in one line on stderr when the continued run cannot be the unbroken one bit for bit.
+
+        Raises:
+            DataError: the checkpoint is missing, or it or metrics.csv is damaged.
+        """
+        checkpoint = self.load()
+        self._rewind(checkpoint.iteration)
+        now = versions()
+        changes = [
+            f"{name} {checkpoint.versions[name]} -> {now[name]}"
+            for name in DECIDES_BITS
+            if checkpoint.versions[name] != now[name]
+        ]
+        if changes:
+            print(
+                f"{self.path}: the last bits will differ from an unbroken run's "
+                f"({', '.join(changes)}).",
+                file=sys.stderr,
+            )
+        return checkpoint
+
+    def _rewind(self, iteration: int) -> None:
+        path = self.path / METRICS
+        if not path.exists():
+            return
+        with _explained(path):
+            lines = path.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()  # cut off as it was written
+        kept = lines[:1]
+        for number, row in enumerate(lines[1:], start=2):
+            try:
+                done = int(row.split(b",")[0])
+            except ValueError as error:
+                raise DataError(
+                    f"{path}: line {number} does not begin with an iteration. "
+                    "Correct it, or delete the file."
+                ) from error
+            if done > iteration:
+                break
+            kept.append(row)
+        with atomic_write(path) as partial:
+            partial.write_bytes(b"".join(kept))
+
+
+def create_run(experiment: str, config: Any, path: Path | None = None) -> Run:
+    """Make a new run's folder and write its config.json.
+
+    Args:
+        experiment: the name of what runs, such as "sine".
+        config: a dataclass of numbers, strings, booleans, paths, None, and tuples of all but paths.
+        path: the folder, which must be new or empty; without it ``runs/<experiment>``, or the first
+            of ``runs/<experiment>-2``, ``-3``, ... that is not there yet.
+
+    Raises:
+        DataError: the folder is taken or cannot be written.
+        TypeError: ``config`` holds something JSON does not give back.
+    """
+    if path is None:
+        path = _new_folder(Path("runs") / experiment)
+    else:
+        with _explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise DataError(
+                    f"{path}: the folder is not empty. Continue the run in it with "
+                    f"--resume {path}, or choose another folder."
+                )
+    record = {
+        "experiment": experiment,
+        "config": dataclasses.asdict(config),
+        "versions": versions(),
+    }
+    text = json.dumps(record, indent=2, default=os.fspath)
+    run = Run(path, **json.loads(text))
+    if run.config_as(type(config)) != config:
+        raise TypeError(
+            f"create_run: {config} comes back from JSON as {run.config_as(type(config))}. "
+            "Use numbers, strings, booleans, paths, None, and tuples of all but paths."
+        )
+    with atomic_write(path / CONFIG) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+    return run
+
+
+def open_run(path: Path, experiment: str | None = None) -> Run:
+    """The run in an existing folder.
+
+    Args:
+        path: the folder.
+        experiment: the experiment it must be a run of; None for any.
+
+    Raises:
+        DataError: there is no run, its config.json is damaged, or it is of another experiment.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path}: there is no such folder. Give one that `mamlnp train` made.")
+    file = path / CONFIG
+    if not file.exists():
+        raise DataError(f"{path}: has no {CONFIG}. Give a folder that `mamlnp train` made.")
+    try:
+        run = Run(path, **json.loads(file.read_bytes()))
+    except (OSError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{file}: is damaged or not of a run of mamlnp ({error}). "
+            "Restore it from a copy, or begin a new run."
+        ) from error
+    if experiment not in (None, run.experiment):
+        raise DataError(
+            f"{path}: is a run of {run.experiment}, not of {experiment}. "
+            f"Continue it with `mamlnp train {run.experiment} --resume {path}`."
+        )
+    return run
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Replace a file whole or not at all: yields the temporary path to write to.
+
+    It is in the same folder and has the same suffix, from which plotting tells the format.
+
+    Raises:
+        DataError: the file cannot be written; an old one is left as it was.
+
+    >>> with atomic_write(getfixture("tmp_path") / "greeting.txt") as partial:
+    ...     partial.write_text("hello")
+    5
+    """
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    with _explained(path):
+        try:
+            yield partial
+            _to_disk(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, Any]:
+    """What results may depend on: versions, the BLAS NumPy uses, the machine.
+
+    >>> sorted(versions())  # doctest: +NORMALIZE_WHITESPACE
+    ['blas', 'blas_architecture', 'blas_threads', 'cpu', 'mamlnp', 'numba', 'numpy', 'platform',
+     'python']
+    """
+    try:
+        mamlnp = importlib.metadata.version("mamlnp")
+    except importlib.metadata.PackageNotFoundError:
+        mamlnp = "not installed"
+    pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    # Other packages may have loaded a BLAS of their own; NumPy's lies in its folder or comes alone.
+    blas: dict[str, Any] = min(pools, key=lambda pool: "numpy" not in pool["filepath"], default={})
+    return {
+        "mamlnp": mamlnp,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": importlib.metadata.version("numba"),
+        "blas": f"{blas['internal_api']} {blas['version']}" if blas else None,
+        "blas_architecture": blas.get("architecture"),
+        "blas_threads": blas.get("num_threads"),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+    }
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _new_folder(wanted: Path) -> Path:
+    path, number = wanted, 1
+    with _explained(wanted):
+        while True:
+            try:
+                path.mkdir(parents=True)
+                return path
+            except FileExistsError:
+                number += 1
+                path = wanted.with_name(f"{wanted.name}-{number}")
+
+
+def _restored(value: Any, hint: Any) -> Any:
+    """A field's value from what JSON made of it: lists were tuples, some strings were paths."""
+    if isinstance(value, list):
+        return tuple(value)
+    kinds = typing.get_args(hint) or (hint,)
+    return Path(value) if isinstance(value, str) and Path in kinds else value
+
+
+def _taken_apart(tree: Any, name: str, leaves: dict[str, np.ndarray]) -> Any:
+    """The shape of a tree, for JSON; its arrays go to ``leaves`` under names like "params/w"."""
+    if isinstance(tree, dict):
+        for key in tree:
+            if not isinstance(key, str) or not key or "/" in key:
+                raise TypeError(
+                    f"save: {key!r} in {name or 'arrays'} cannot be part of a name like params/w. "
+                    "Give non-empty strings without '/' as keys."
+                )
+        return {
+            key: _taken_apart(node, f"{name}/{key}" if name else key, leaves)
+            for key, node in tree.items()
+        }
+    is_array = isinstance(tree, np.ndarray | np.generic)
+    if not is_array or tree.dtype.kind not in "biuf" or tree.dtype.itemsize > 8:
+        raise TypeError(
+            f"save: {name} is {getattr(tree, 'dtype', type(tree).__name__)}. "
+            "Give nested dicts of NumPy arrays of floats, integers or booleans."
+        )
+    # safetensors takes the memory as it lies, whatever the strides say.
+    leaves[name] = np.asarray(tree, order="C")
+    return None
+
+
+def _put_together(tree: Any, name: str, read: Callable[[str], np.ndarray]) -> Any:
+    if tree is None:
+        return read(name)
+    return {
+        key: _put_together(node, f"{name}/{key}" if name else key, read)
+        for key, node in tree.items()
+    }
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read or written ({error.strerror or error}). "
+            "Free some space, or choose a folder you may write to."
+        ) from error

@@ -1,0 +1,113 @@
+"""Trees: nested dicts, tuples (named ones too) and lists whose leaves are anything else.
+
+None is a tree without leaves. Dicts are walked in the order of the first tree's keys.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .errors import ShapeError
+
+
+def map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """``f`` of every leaf of ``tree`` (and the leaves at the same places of ``rest``), as a tree.
+
+    Raises:
+        ShapeError: the trees have different shapes.
+
+    >>> map(lambda a, b: a + b, {"w": 1, "b": (2, 3)}, {"w": 10, "b": (20, 30)})
+    {'w': 11, 'b': (22, 33)}
+    """
+    if isinstance(tree, dict):
+        for other in rest:
+            if not isinstance(other, dict) or other.keys() != tree.keys():
+                raise ShapeError(_different(tree, other))
+        return {k: map(f, v, *(other[k] for other in rest)) for k, v in tree.items()}
+    if isinstance(tree, tuple | list):
+        for other in rest:
+            if not isinstance(other, tuple | list) or len(other) != len(tree):
+                raise ShapeError(_different(tree, other))
+        children = [map(f, *children) for children in zip(tree, *rest, strict=True)]
+        return _like(tree, children)
+    if tree is None:
+        return None
+    return f(tree, *rest)
+
+
+def items(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf with its path, in the order of :func:`leaves`.
+
+    >>> list(items({"w": 1, "b": (2, 3)}))
+    [("['w']", 1), ("['b'][0]", 2), ("['b'][1]", 3)]
+    """
+    if isinstance(tree, dict):
+        for key, child in tree.items():
+            yield from items(child, f"{path}[{key!r}]")
+    elif isinstance(tree, tuple | list):
+        for index, child in enumerate(tree):
+            yield from items(child, f"{path}[{index}]")
+    elif tree is not None:
+        yield path, tree
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves in order."""
+    out: list[Any] = []
+    _collect(tree, out)
+    return out
+
+
+def unflatten(tree: Any, new_leaves: Any) -> Any:
+    """A tree of ``tree``'s shape with ``new_leaves`` in its places.
+
+    >>> unflatten({"w": 1, "b": (2, 3)}, "xyz")
+    {'w': 'x', 'b': ('y', 'z')}
+    """
+    remaining = iter(new_leaves)
+    return map(lambda _: next(remaining), tree)
+
+
+def broadcast(prefix: Any, tree: Any) -> Any:
+    """A tree of ``tree``'s shape: ``prefix``, where a leaf stands for the whole subtree below it.
+
+    >>> broadcast({"w": 1, "b": 2}, {"w": 0, "b": (0, 0)})
+    {'w': 1, 'b': (2, 2)}
+    """
+    if isinstance(prefix, dict) and isinstance(tree, dict):
+        if prefix.keys() != tree.keys():
+            raise ShapeError(_different(tree, prefix))
+        return {k: broadcast(prefix[k], v) for k, v in tree.items()}
+    if isinstance(prefix, tuple | list) and isinstance(tree, tuple | list):
+        if len(prefix) != len(tree):
+            raise ShapeError(_different(tree, prefix))
+        return _like(tree, [broadcast(p, t) for p, t in zip(prefix, tree, strict=True)])
+    return map(lambda _: prefix, tree)
+
+
+def _collect(tree: Any, out: list[Any]) -> None:
+    if isinstance(tree, dict):
+        for child in tree.values():
+            _collect(child, out)
+    elif isinstance(tree, tuple | list):
+        for child in tree:
+            _collect(child, out)
+    elif tree is not None:
+        out.append(tree)
+
+
+def _like(tree: Any, children: list[Any]) -> Any:
+    return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
+
+
+def _different(tree: Any, other: Any) -> str:
+    def outline(t: Any) -> str:
+        if isinstance(t, dict):
+            return f"dict with keys {list(t)}"
+        if isinstance(t, tuple | list):
+            return f"{type(t).__name__} of length {len(t)}"
+        return type(t).__name__
+
+    return (
+        f"tree.map: the trees differ: {outline(tree)} against {outline(other)}. "
+        "Pass trees with the same keys and lengths."
+    )

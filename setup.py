@@ -1,0 +1,52 @@
+"""Packaging. Everything about the distribution is here; pyproject.toml holds tool settings only."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = ["pytest>=8.0", "hypothesis>=6.100"]
+
+setup(
+    name="mamlnp",
+    version="0.1.0",
+    description="MAML from scratch on NumPy: gradients of any order from a small autodiff engine",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="the mamlnp authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords=["MAML", "meta-learning", "few-shot learning", "autodiff", "NumPy"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.11",
+    packages=find_packages(include=["mamlnp", "mamlnp.*"]),
+    package_data={"mamlnp": ["py.typed"]},
+    install_requires=[
+        "numpy>=2.0",
+        "numba>=0.60",
+        "matplotlib>=3.9",
+        "pillow>=10.3",
+        "tyro>=0.9.2",
+        "tqdm>=4.66",
+        "safetensors>=0.4.3",
+        "pooch>=1.8",
+        "threadpoolctl>=3.5",
+    ],
+    extras_require={
+        "cuda": ["cupy-cuda12x>=13.2"],
+        "rl": ["mujoco>=3.2", "gymnasium>=1.0"],
+        "mpi": ["mpi4py>=4.0"],
+        "docs": ["mkdocs-material>=9.5"],
+        "peers": ["torch>=2.3", "jax>=0.4.30", "jaxlib>=0.4.30", "autograd>=1.7"],
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.6", "mypy>=1.11"],
+    },
+    entry_points={"console_scripts": ["mamlnp = mamlnp.cli:main"]},
+)
