@@ -35,7 +35,7 @@ setup(
         "pillow>=10.3",
         "tyro>=0.9.2",
         "tqdm>=4.66",
-        "safetensors>=0.4.3",
+        "safetensors>=0.4.5",
         "pooch>=1.8",
         "threadpoolctl>=3.5",
     ],

@@ -1,11 +1,11 @@
-"""mamlnp: model-agnostic meta-learning from scratch, on a small reverse-mode autodiff of any order.
+"""mamlnp: model-agnostic meta-learning from scratch, on a reverse-mode autodiff of any order.
 
 To read the code, follow the order in which each module imports only from those above it:
 
 ``errors``, ``backend`` (the seam to NumPy and numba), ``array`` (a value and how it was made),
 ``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``tree``, ``autodiff``
-(vjp, grad, hvp), ``losses``, ``optim``, ``nn``, ``tasks``, ``maml`` (Algorithms 1-3), ``gradcheck``,
-``runs``, ``plots``, ``experiments``, ``cli``.
+(vjp, grad, hvp), ``losses``, ``optim``, ``nn``, ``tasks``, ``maml`` (Algorithms 1-3),
+``gradcheck``, ``runs``, ``plots``, ``experiments``, ``cli``.
 """
 
 from . import errors, losses, maml, nn, optim, tasks, tree

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import tree
-from .array import NOTHING, Array, array
+from .array import NOTHING, Array
 from .draws import Draw, Drawn, one
 from .errors import DtypeError, MissingRuleError, ShapeError
 from .op import Op, as_array, describe, op, recording, serials
@@ -72,23 +72,25 @@ class _Trace:
         finally:
             recording.on = outer
         self.outputs = tree.leaves(out)
-        self._collect()
-        self.encloses = self._enclosed
-        self._enclosed = self._enclosed and outer
+        self.encloses = self._collect()
+        self._enclosed = self.encloses and outer
         self.out = out if self._enclosed else tree.map(_constant, out)
 
-    def _collect(self) -> None:
-        """Find the tape: every node no older than the targets, and those that depend on them."""
+    def _collect(self) -> bool:
+        """Find the tape: every node no older than the targets, and those that depend on them.
+
+        Returns whether something older leads into it.
+        """
         oldest = min((t.serial for t in self.targets), default=0)
         self._nodes: dict[int, Array] = {}
         self._ends = dict.fromkeys(t.serial for t in self.targets)
         self._needed = set(self._ends)
-        self._enclosed = False
+        encloses = False
         stack = [x for x in self.outputs if isinstance(x, Array) and x.serial]
         while stack:
             node = stack.pop()
             if node.serial < oldest:
-                self._enclosed = True
+                encloses = True
             elif node.serial not in self._nodes:
                 self._nodes[node.serial] = node
                 for x in node.inputs:
@@ -100,6 +102,7 @@ class _Trace:
                 if x.__class__ is Array and x.serial in self._needed:
                     self._needed.add(serial)
                     break
+        return encloses
 
     @property
     def nodes(self) -> list[Array]:
@@ -223,6 +226,7 @@ def value_and_grad(
         DtypeError: a leaf to differentiate by is not a float.
         MissingRuleError: strict, and a leaf is unused; it is named.
 
+    >>> from mamlnp import array
     >>> value_and_grad(lambda p, x: (p["w"] * x).sum())({"w": 3.0}, array([1.0, 2.0]))
     (Array(9.), {'w': Array(3.)})
     """
@@ -305,6 +309,7 @@ def hvp(f: Callable[..., Any], primal: Tree, tangent: Tree) -> Tree:
         primal: where.
         tangent: v, a tree like primal.
 
+    >>> from mamlnp import array
     >>> hvp(lambda x: (x**3).sum(), array([1.0, 2.0]), array([1.0, 10.0]))
     Array([  6., 120.])
     """
@@ -325,6 +330,7 @@ def jacobian(f: Callable[..., Any], argnums: int = 0) -> Callable[..., Any]:
 
     The result has the output's shape followed by the argument's.
 
+    >>> from mamlnp import array
     >>> jacobian(lambda x: x * x)(array([1.0, 2.0]))
     Array([[2., 0.],
            [0., 4.]])
@@ -343,6 +349,7 @@ def jacobian(f: Callable[..., Any], argnums: int = 0) -> Callable[..., Any]:
 def hessian(f: Callable[..., Any], argnums: int = 0) -> Callable[..., Any]:
     """A function that gives all second derivatives of a scalar function by one Array.
 
+    >>> from mamlnp import array
     >>> hessian(lambda x: x[0] * x[1])(array([3.0, 4.0]))
     Array([[0., 1.],
            [1., 0.]])

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import backend, maml, tree
-from .array import Array, array  # noqa: F401 (array is used by the doctests)
+from .array import Array
 from .autodiff import dot, grad, hvp, tape, vjp
 from .errors import GradientError, MissingRuleError
 from .op import Op, as_array, describe
@@ -114,6 +114,7 @@ def check_grads(
             order, both numbers, and the first op on the tape whose own rules fail the check.
         GradientError: every direction crosses a kink, so there is nothing to compare with.
 
+    >>> from mamlnp import array
     >>> check_grads(lambda x: np.sin(x) * x**3, [array([0.5, -1.0])], order=3).error() < 1e-6
     True
     """
@@ -212,11 +213,9 @@ def _compare(
         direction = _random_like(x, rng)
         direction = direction / max(1.0, math.sqrt(dot(direction, direction).item()))
 
-        def along(step: float, x: Array = x, direction: Array = direction) -> list[Array]:
-            return [*leaves[:i], x + step * direction, *leaves[i + 1 :]]
-
-        ahead, ahead_pieces = _with_pieces(f, along(STEP))
-        behind, behind_pieces = _with_pieces(f, along(-STEP))
+        before, after = leaves[:i], leaves[i + 1 :]
+        ahead, ahead_pieces = _with_pieces(f, [*before, x + STEP * direction, *after])
+        behind, behind_pieces = _with_pieces(f, [*before, x - STEP * direction, *after])
         if ahead_pieces != behind_pieces:
             continue
         weights = [_random_like(y, rng) for y in ahead]
@@ -263,7 +262,7 @@ def _culprit(
         def alone(*xs: Any, op: Op = op, params: dict[str, Any] = params) -> Array:
             return op.apply(xs, params)
 
-        arguments = {name: x for name, x in zip(_input_names(node), node.inputs, strict=True)}
+        arguments = dict(zip(_input_names(node), node.inputs, strict=True))
         inputs = [Array(x.value) if isinstance(x, Array) else x for x in node.inputs]
         try:
             _checked(alone, inputs, order, rng, find_culprit=False)
@@ -295,6 +294,7 @@ def check_hvp(
     Raises:
         GradientError: it is wrong; or <u, H v> and <v, H u> differ.
 
+    >>> from mamlnp import array
     >>> check_hvp(lambda x: (x**4).sum(), array([1.0, -0.5])).error() < 1e-6
     True
     """

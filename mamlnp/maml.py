@@ -1,14 +1,15 @@
 """Model-agnostic meta-learning: Algorithms 1-3 of Finn, Abbeel, Levine 2017.
 
-``loss(params, batch)`` gives one number a task, shape (T,): inputs carry a leading task axis, and so
-do the parameters once each task adapts its own copy. Losses are summed over tasks, never averaged,
-so that alpha means what it means in the paper.
+``loss(params, batch)`` gives one number a task, shape (T,): inputs carry a leading task axis, and
+so do the parameters once each task adapts its own copy. Losses are summed over tasks, never
+averaged, so that alpha means what it means in the paper.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from . import tree
@@ -68,34 +69,19 @@ def _frozen(alpha: Any) -> bool:
     return not isinstance(alpha, Array) and alpha == 0
 
 
-def adapt(
+def inner_loop(
     loss: Loss,
     params: Tree,
     support: Batch,
     *,
     inner_lr: Tree = None,
-    inner_steps: int = 1,
     first_order: bool = False,
     inner_optimizer: Optimizer | None = None,
-) -> Tree:
-    """The inner loop: theta_i' = theta - alpha grad L_i(theta), for every task at once
-    (Algorithm 1, lines 5-6; repeated for more steps).
+) -> Iterator[Tree]:
+    """theta_0 = theta, theta_1, theta_2, ...: for every task at once, without end,
+    theta_{j+1} = theta_j - alpha grad L_i(theta_j) (Algorithm 1, lines 5-6).
 
-    Args:
-        loss: (params, batch) -> (T,).
-        params: theta; no leaf has the task axis yet.
-        support: each task's examples, every leaf (T, ...).
-        inner_lr: alpha, a number or a tree of numbers and Arrays, one for each leaf or subtree of
-            params. A leaf whose alpha is the number 0 is meta-learned but not adapted.
-        inner_steps: how often.
-        first_order: treat every inner gradient as a constant.
-        inner_optimizer: an optimiser with state, instead of inner_lr.
-
-    Returns:
-        theta', a tree like params with every leaf (T, ...).
-
-    Raises:
-        ShapeError: the loss is not of shape (T,).
+    Arguments and errors are those of :func:`adapt`.
     """
     if (inner_lr is None) == (inner_optimizer is None):
         raise ValueError(
@@ -104,14 +90,37 @@ def adapt(
         )
     theta = per_task(params, num_tasks(support))
     state = inner_optimizer.init(theta) if inner_optimizer else {}
-    for _ in range(inner_steps):
+    while True:
+        yield theta
         here = stop_gradient(theta) if first_order else theta
         grads = grad(total(loss, support))(here)
         if inner_optimizer:
             theta, state = inner_optimizer.update(theta, grads, state)
         else:
             theta = descend(theta, grads, inner_lr)
-    return theta
+
+
+def adapt(loss: Loss, params: Tree, support: Batch, *, inner_steps: int = 1, **how: Any) -> Tree:
+    """theta', after some steps of the inner loop.
+
+    Args:
+        loss: (params, batch) -> (T,).
+        params: theta; no leaf has the task axis yet.
+        support: each task's examples, every leaf (T, ...).
+        inner_steps: how many.
+        how: ``inner_lr``: alpha, a number or a tree of numbers and Arrays, one for each leaf or
+            subtree of params; a leaf whose alpha is the number 0 is meta-learned but not adapted.
+            ``inner_optimizer``: an optimiser with state, instead. ``first_order``: treat every
+            inner gradient as a constant.
+
+    Returns:
+        theta', a tree like params with every leaf (T, ...).
+
+    Raises:
+        ShapeError: the loss is not of shape (T,).
+        ValueError: there is not exactly one of inner_lr and inner_optimizer.
+    """
+    return next(itertools.islice(inner_loop(loss, params, support, **how), inner_steps, None))
 
 
 def meta_loss(loss: Loss, params: Tree, task: Task, **inner: Any) -> Array:

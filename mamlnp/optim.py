@@ -44,14 +44,14 @@ def sgd(lr: Rate, momentum: float = 0.0) -> Optimizer:
     """Gradient descent: m <- momentum m + g, params <- params - lr m."""
 
     def init(params: Tree) -> dict[str, Any]:
-        m = tree.map(zeros_like, params) if momentum else None
-        return {"step": 0, "m": m}
+        return {"step": 0, **({"m": tree.map(zeros_like, params)} if momentum else {})}
 
     def update(params: Tree, grads: Tree, state: dict[str, Any]) -> tuple[Tree, dict[str, Any]]:
         rate = _at(lr, state["step"])
-        m = tree.map(lambda m, g: momentum * m + g, state["m"], grads) if momentum else None
-        params = tree.map(lambda p, d: p - rate * d, params, m if momentum else grads)
-        return params, {"step": state["step"] + 1, "m": m}
+        new = {"step": state["step"] + 1}
+        if momentum:
+            grads = new["m"] = tree.map(lambda m, g: momentum * m + g, state["m"], grads)
+        return tree.map(lambda p, g: p - rate * g, params, grads), new
 
     return Optimizer(init, update)
 

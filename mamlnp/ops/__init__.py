@@ -1,7 +1,12 @@
-"""Every differentiable operation, each from one declaration; reading order as imported here."""
+"""Every differentiable operation, each from one declaration.
 
-from . import shape, elementwise, reduce, gather, linear, pool  # noqa: I001 (the reading order)
+In reading order: shape, elementwise, reduce, gather, linear, pool.
+"""
+
 from ..op import registry
+from . import elementwise, gather, linear, pool, reduce, shape
 
 for _op in registry.values():
     _op.check()
+
+__all__ = ["elementwise", "gather", "linear", "pool", "reduce", "shape"]

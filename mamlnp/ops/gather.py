@@ -168,11 +168,12 @@ def getitem(x: Any, index: Any) -> Array:
     """x[index] as in NumPy: slices, integers, None, ..., integer arrays and boolean masks."""
     x = as_array(x)
     parts = index if isinstance(index, tuple) else (index,)
-    arrays, static = [], []
+    arrays: list[Array] = []
+    static: list[Any] = []
     for part in parts:
         if part is None or part is ... or isinstance(part, slice):
             static.append(part)
-        elif isinstance(part, bool | list | Array) or getattr(part, "ndim", 0):
+        elif isinstance(part, bool | list | Array) or hasattr(part, "dtype"):
             arrays.append(as_array(part))
             static.append(HERE)
         else:

@@ -32,7 +32,7 @@ def _draw_matmul(d: Draw) -> Drawn:
     shapes="(..., n, k) and (..., k, m) whose leading axes broadcast",
 )
 def _matmul(xp: Any, a: Any, b: Any) -> Any:
-    """Matrix product, out[i, j] = sum_k a[i, k] b[k, j]: (..., n, k), (..., k, m) -> (..., n, m)."""
+    """out[i, j] = sum_k a[i, k] b[k, j]: (..., n, k), (..., k, m) -> (..., n, m)."""
     return xp.matmul(a, b)
 
 

@@ -1,7 +1,7 @@
 """Many elements in, one out.
 
-Values at edge points: equal maxima share the cotangent equally; the norm of zero has derivative 0 at
-every order.
+Values at edge points: equal maxima share the cotangent equally; the norm of zero has derivative 0
+at every order.
 """
 
 from __future__ import annotations

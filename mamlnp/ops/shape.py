@@ -1,4 +1,4 @@
-"""Moving elements without changing them: each of these ops is linear, and most are a permutation."""
+"""Moving elements without changing them: each of these ops is linear, most are a permutation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def normalized_axes(where: str, axis: int | Shape | None, ndim: int) -> Shape:
     """The axes a reduction goes over, counted from the front; None means all."""
     if axis is None:
         return tuple(range(ndim))
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = (axis,) if isinstance(axis, int) else axis
     return tuple(normalized_axis(where, a, ndim) for a in axes)
 
 
@@ -50,8 +50,8 @@ def reshape(xp: Any, x: Any, *, shape: Shape) -> Any:
 
 @reshape.signature
 def _(x: Any, *shape: Any, **params: Any) -> Any:
-    shape = params.get("shape", shape[0] if len(shape) == 1 else shape)
-    return (x,), {"shape": (shape,) if isinstance(shape, int) else tuple(shape)}
+    wanted = params.get("shape", shape[0] if len(shape) == 1 else shape)
+    return (x,), {"shape": (wanted,) if isinstance(wanted, int) else tuple(wanted)}
 
 
 @reshape.vjp("x")
