@@ -59,6 +59,11 @@ def truncated_normal(std: float) -> Initializer:
     return draw
 
 
+def he(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """N(0, 2 / fan in), which keeps the size of ReLU layers' outputs (He et al. 2015)."""
+    return rng.normal(0.0, math.sqrt(2 / math.prod(shape[:-1])), shape)
+
+
 def xavier(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """U[-a, a] with a = sqrt(6 / (fan in + fan out)) (Glorot & Bengio 2010)."""
     window = math.prod(shape[:-2])

@@ -1,0 +1,175 @@
+"""What ``mamlnp check`` checks: every op, every layer and loss, and the meta-gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import losses, maml, nn, optim
+from .draws import Draw
+from .errors import GradientError
+from .gradcheck import Report, check_grads, check_meta_gradient
+from .op import Op, registry
+from .ops.elementwise import tanh
+from .ops.linear import conv2d, einsum, matmul
+from .ops.pool import avg_pool2d, max_pool2d
+from .ops.reduce import log_softmax, logsumexp, norm, softmax, var
+from .tasks import Batch, Task
+
+OP_TRIALS = 5  # draws an op
+
+
+class Row(NamedTuple):
+    """The verdict on one op, layer or meta-gradient.
+
+    Attributes:
+        name: what was checked.
+        errors: the largest relative error of order 1, 2, ...; empty if there is no derivative.
+        passed: whether all were within tolerance.
+        note: the failure, or what else there is to say.
+    """
+
+    name: str
+    errors: list[float]
+    passed: bool
+    note: str
+
+
+def names() -> list[str]:
+    """Everything there is to check."""
+    return [*registry, *_layers(), *_meta_gradients()]
+
+
+def all_rows(order: int, only: str | None = None) -> Iterator[Row]:
+    """Check everything, or one thing, to an order."""
+    for name, op in registry.items():
+        if only in (None, name):
+            yield _op_row(op, order)
+    for name, (f, args) in _layers().items():
+        if only in (None, name):
+            yield _row(name, order, [partial(check_grads, f, args, order)])
+    for name, (loss, params, task, inner) in _meta_gradients().items():
+        if only in (None, name):
+            yield _meta_row(name, order, loss, params, task, inner)
+
+
+def _row(name: str, order: int, trials: list[Callable[[], Report]]) -> Row:
+    errors, kinks = [0.0] * order, 0
+    notes: dict[str, float] = {}
+    for trial in trials:
+        try:
+            report = trial()
+        except GradientError as error:
+            return Row(name, [], False, str(error))
+        errors = [max(e, report.error(k)) for k, e in enumerate(errors, 1)]
+        kinks += report.kinks
+        notes |= report.notes
+    said = [f"{kinks} kinks redrawn"] if kinks else []
+    said += [f"{what} differs by {value:.1e}" for what, value in notes.items()]
+    return Row(name, errors, True, ", ".join(said))
+
+
+def _op_row(op: Op, order: int) -> Row:
+    if not op.differentiable:
+        return Row(op.name, [], True, "not differentiable, by declaration")
+
+    def trial(seed: int) -> Report:
+        args, params = op.draw(Draw(np.random.default_rng(seed)))
+
+        def f(*arrays: Any) -> Any:
+            return op(*arrays, **params)
+
+        f.__name__ = op.name
+        return check_grads(f, args, order)
+
+    return _row(op.name, order, [partial(trial, seed) for seed in range(OP_TRIALS)])
+
+
+def _layers() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
+    """Compositions, each with small arguments; two tasks where there is a task axis."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape)
+
+    def params(network: nn.Network) -> Any:
+        return network.init(rng=rng, dtype=np.float64)
+
+    images, labels = draw(2, 2, 5, 5, 2), np.array([[0, 2, 1], [1, 1, 0]])
+    vector_norm = {"beta": draw(3), "gamma": draw(3)}
+    mlp = nn.mlp((2, 4, 1), activation=tanh, weights=nn.xavier)
+    normed = nn.mlp((2, 4, 3), weights=nn.xavier, norm=True, gamma=True)
+    stride = nn.conv4(3, filters=2, channels=2, image_size=5, gamma=True)
+    pool = nn.conv4(3, filters=2, channels=2, image_size=16, pool=True)
+    return {
+        "matmul of vectors": (matmul, [draw(3), draw(2, 3, 4)]),
+        "einsum": (lambda a, b: einsum("tij,kjt->ik", a, b), [draw(2, 3, 4), draw(2, 4, 2)]),
+        "indexing": (lambda x: x[np.array([0, 2, 0]), 1:], [draw(3, 4)]),
+        "var": (lambda x: var(x, axis=1), [draw(2, 4)]),
+        "logsumexp": (lambda x: logsumexp(x, -1), [draw(2, 4)]),
+        "softmax": (softmax, [draw(2, 4)]),
+        "log_softmax": (log_softmax, [draw(2, 4)]),
+        "norm": (lambda x: norm(x, -1), [draw(2, 4)]),
+        "conv2d": (lambda x, w: conv2d(x, w, stride=2), [images, draw(2, 3, 3, 2, 3)]),
+        "max_pool2d": (max_pool2d, [images]),
+        "avg_pool2d": (avg_pool2d, [images]),
+        "linear": (nn.linear, [{"w": draw(3, 2), "b": draw(2)}, draw(2, 4, 3)]),
+        "batch_norm": (nn.batch_norm, [{"beta": draw(2), "gamma": draw(2)}, images]),
+        "batch_norm of vectors": (nn.batch_norm, [vector_norm, draw(2, 4, 3)]),
+        "mse": (lambda p, y: losses.mse(p, y, reduction="mean"), [draw(2, 3, 1), draw(2, 3, 1)]),
+        "cross_entropy": (
+            lambda x: losses.cross_entropy(x, labels, reduction="mean"),
+            [draw(2, 3, 3)],
+        ),
+        "mlp": (mlp.apply, [params(mlp), draw(2, 3, 2)]),
+        "mlp with batch norm": (normed.apply, [params(normed), draw(2, 4, 2)]),
+        "conv4, stride 2": (stride.apply, [params(stride), images]),
+        "conv4, max-pool": (pool.apply, [params(pool), draw(2, 16, 16, 2)]),
+    }
+
+
+def _meta_gradients() -> dict[str, tuple[maml.Loss, Any, Task, dict[str, Any]]]:
+    rng = np.random.default_rng(0)
+    mlp = nn.mlp((1, 4, 1), activation=tanh, weights=nn.xavier)
+    conv = nn.conv4(2, filters=2, image_size=6, gamma=True)
+
+    def waves() -> Batch:
+        return Batch(rng.standard_normal((3, 4, 1)), rng.standard_normal((3, 4, 1)))
+
+    def images() -> Batch:
+        return Batch(rng.standard_normal((2, 4, 6, 6, 1)), np.array([[0, 0, 1, 1], [1, 0, 1, 0]]))
+
+    def regression(params: Any, batch: Batch) -> Any:
+        return losses.mse(mlp.apply(params, batch.x), batch.y, reduction="mean")
+
+    def classification(params: Any, batch: Batch) -> Any:
+        return losses.cross_entropy(conv.apply(params, batch.x), batch.y, reduction="mean")
+
+    waves_task, images_task = Task(waves(), waves()), Task(images(), images())
+    theta, phi = (net.init(rng=rng, dtype=np.float64) for net in (mlp, conv))
+    adam = optim.adam(0.1, eps_root=0.1)
+    return {
+        "MAML, mlp, 1 step": (regression, theta, waves_task, {"inner_lr": 0.1}),
+        "MAML, mlp, 3 steps": (regression, theta, waves_task, {"inner_lr": 0.1, "inner_steps": 3}),
+        "MAML, mlp, inner Adam": (regression, theta, waves_task, {"inner_optimizer": adam}),
+        "MAML, conv4, 1 step": (classification, phi, images_task, {"inner_lr": 0.4}),
+    }
+
+
+def _meta_row(
+    name: str, order: int, loss: maml.Loss, params: Any, task: Task, inner: dict[str, Any]
+) -> Row:
+    def objective(params: Any) -> Any:
+        return maml.meta_loss(loss, params, task, **inner)
+
+    return _row(
+        name,
+        order,
+        [
+            lambda: check_grads(objective, [params], order),
+            lambda: check_meta_gradient(loss, params, task, **inner),
+        ],
+    )

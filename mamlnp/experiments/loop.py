@@ -1,0 +1,164 @@
+"""The outer loop of every experiment: steps, a progress bar, validation, checkpoints, resuming."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import tree
+from ..array import Array
+from ..backend import to_device, to_host
+from ..errors import DataError
+from ..runs import Run
+
+Tree = Any
+
+
+class Interrupted(Exception):  # noqa: N818 (it is no error)
+    """Ctrl-C: the run was saved and can be resumed."""
+
+
+def train(
+    run: Run,
+    *,
+    iterations: int,
+    validate_every: int,
+    init: Callable[[], Tree],
+    step: Callable[[Tree, int], tuple[Tree, float]],
+    validate: Callable[[Tree], tuple[float, dict[str, float]]],
+    resume: bool = False,
+) -> None:
+    """Run the meta-iterations of a run, from its checkpoint if ``resume``.
+
+    What a step draws it draws from its own number, so a resumed run is bit for bit the unbroken
+    one. The checkpoint holds the state and the best state so far by validation.
+
+    Args:
+        run: where config, metrics and checkpoint are.
+        iterations: how many in all.
+        validate_every: after how many a row is logged and the checkpoint replaced.
+        init: makes the first state, a nested dict of Arrays and numbers.
+        step: (state, n) -> (new state, training loss).
+        validate: state -> (score, what to log); the lowest score is the best.
+
+    Raises:
+        Interrupted: after Ctrl-C, with everything saved.
+        DataError: the loss is not a finite number any more.
+    """
+    start, seconds = 0, 0.0
+    best: dict[str, Any] = {"iteration": None, "score": None}
+    recent: list[float] = []
+    state = init()
+    best_state = state
+    if resume:
+        saved = run.resume()
+        start, state = saved.iteration, _from_host(saved.arrays["state"])
+        best_state = _from_host(saved.arrays["best"])
+        recent = saved.arrays["recent"].tolist()
+        best, seconds = saved.meta["best"], saved.meta["wall_seconds"]
+
+    began = time.perf_counter()
+
+    def save(done: int) -> None:
+        arrays = {
+            "state": tree.map(_to_host, state),
+            "best": tree.map(_to_host, best_state),
+            "recent": np.asarray(recent, np.float64),
+        }
+        wall = seconds + time.perf_counter() - began
+        run.save(done, arrays, {"best": best, "wall_seconds": wall})
+
+    with _asked_to_stop() as asked, _progress(run, start, iterations) as bar:
+        for n in range(start, iterations):
+            state, loss = step(state, n)
+            recent.append(loss)
+            bar.update()
+            done = n + 1
+            if done % validate_every == 0 or done == iterations:
+                train_loss = float(np.mean(recent))
+                if not np.isfinite(train_loss):
+                    raise DataError(
+                        f"{run.path}: the training loss is {train_loss} around iteration {done}. "
+                        "Lower inner_lr or meta_lr; the last checkpoint is kept."
+                    )
+                recent = []
+                score, shown = validate(state)
+                if best["score"] is None or score < best["score"]:
+                    best, best_state = {"iteration": done, "score": score}, state
+                bar.set_postfix({"train": f"{train_loss:.4g}", **_short(shown)})
+                wall = seconds + time.perf_counter() - began
+                row = {"train_loss": train_loss, **shown, "wall_seconds": round(wall, 2)}
+                run.log(done, row)
+                save(done)
+            if asked.is_set():
+                if done % validate_every and done != iterations:
+                    save(done)
+                raise Interrupted(
+                    f"stopped after {done} of {iterations} meta-iterations. Continue with: "
+                    f"mamlnp train {run.experiment} --resume {run.path}"
+                )
+
+
+def best_state(run: Run) -> tuple[Tree, int]:
+    """The best state by validation of a run, and after how many meta-iterations it was.
+
+    A run that was stopped before its first validation gives what it had.
+    """
+    checkpoint = run.load()
+    iteration = checkpoint.meta["best"]["iteration"]
+    if iteration is None:
+        return _from_host(checkpoint.arrays["state"]), checkpoint.iteration
+    return _from_host(checkpoint.arrays["best"]), iteration
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    return to_host(leaf.value) if isinstance(leaf, Array) else np.asarray(leaf)
+
+
+def _from_host(saved: Tree) -> Tree:
+    """Arrays of floats, and counts as Python's integers."""
+    return tree.map(
+        lambda leaf: int(leaf) if leaf.dtype.kind == "i" else Array(to_device(leaf)), saved
+    )
+
+
+def _short(numbers: dict[str, float]) -> dict[str, str]:
+    return {name: f"{number:.4g}" for name, number in numbers.items()}
+
+
+def _progress(run: Run, start: int, iterations: int) -> Any:
+    return tqdm(
+        total=iterations,
+        initial=start,
+        desc=run.experiment,
+        unit="it",
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 20,
+    )
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Ctrl-C asks to stop after the iteration under way; a second one stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(*_: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,108 @@
+"""Scores over many tasks: means with their intervals, as rows and as a table."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import maml
+from ..backend import to_host
+from ..tasks import Task
+
+Score = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The score of one method after some inner steps, over test tasks.
+
+    Attributes:
+        setting: which tasks.
+        method: what was adapted.
+        steps: inner steps taken.
+        mean: over tasks.
+        ci95: half the width of the 95 % interval of the mean, 1.96 sigma / sqrt(tasks).
+        tasks: how many.
+        diverged: tasks whose score is not finite, or (for an error) beyond a hundred.
+    """
+
+    setting: str
+    method: str
+    steps: int
+    mean: float
+    ci95: float
+    tasks: int
+    diverged: int = 0
+
+
+def adaptation_scores(
+    loss: maml.Loss, score: Score, params: Any, task: Task, *, steps: int, **how: Any
+) -> np.ndarray:
+    """The score on the query set after 0, 1, ..., ``steps`` inner steps: (steps + 1, T).
+
+    Args:
+        loss: what the inner loop descends, (params, batch) -> (T,).
+        score: what is reported, likewise.
+        params: theta.
+        task: the tasks.
+        steps: how many inner steps.
+        how: as in :func:`mamlnp.maml.inner_loop`.
+    """
+    path = maml.inner_loop(loss, params, task.support, **how)
+    with np.errstate(over="ignore", invalid="ignore"):  # a task that diverges is counted, not lost
+        thetas = itertools.islice(path, steps + 1)
+        return np.stack([to_host(score(theta, task.query).value) for theta in thetas])
+
+
+def rows(setting: str, method: str, scores: np.ndarray) -> list[Row]:
+    """One row for every number of steps; ``scores`` is (steps + 1, tasks)."""
+    out = []
+    for steps, values in enumerate(scores.astype(np.float64)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, spread = float(values.mean()), float(values.std())
+        out.append(
+            Row(
+                setting,
+                method,
+                steps,
+                mean,
+                1.96 * spread / math.sqrt(len(values)),
+                len(values),
+                int((~(np.abs(values) < 100)).sum()),
+            )
+        )
+    return out
+
+
+def as_records(table: list[Row]) -> list[dict[str, Any]]:
+    """The rows for JSON, which knows no infinity: null instead."""
+    return [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in map(asdict, table)
+    ]
+
+
+def as_table(table: list[Row], columns: list[str], *, percent: bool = False) -> str:
+    """One line for every number of steps, one column for every method, for a terminal."""
+    scale, digits = (100, 1) if percent else (1, 3)
+    found = {(r.steps, r.method): r for r in table}
+    lines = [f"{'steps':>5}" + "".join(f"{name:>20}" for name in columns)]
+    for steps in sorted({r.steps for r in table}):
+        line = f"{steps:>5}"
+        for name in columns:
+            row = found.get((steps, name))
+            text = "" if row is None else f"{_number(row.mean * scale, digits)}"
+            if row is not None and row.tasks > 1:
+                text += f" +- {_number(row.ci95 * scale, digits)}"
+            line += f"{text:>20}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _number(x: float, digits: int) -> str:
+    return f"{x:.{digits}f}" if abs(x) < 1e4 else f"{x:.1e}"
