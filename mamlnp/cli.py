@@ -22,6 +22,7 @@ from typing import Any
 import tyro
 
 from . import checks
+from .backend import keep_memory
 from .errors import DataError
 from .experiments import omniglot, sine
 from .experiments.loop import Interrupted
@@ -78,6 +79,7 @@ class Check:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command. A mistake of the user's is one line and exit status 2."""
+    keep_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         match arguments:

@@ -59,9 +59,10 @@ def truncated_normal(std: float) -> Initializer:
     return draw
 
 
-def he(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """N(0, 2 / fan in), which keeps the size of ReLU layers' outputs (He et al. 2015)."""
-    return rng.normal(0.0, math.sqrt(2 / math.prod(shape[:-1])), shape)
+def fan_in(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """U[-a, a] with a = 1 / sqrt(fan in): PyTorch's for linear layers (after LeCun et al. 1998)."""
+    bound = 1 / math.sqrt(math.prod(shape[:-1]))
+    return rng.uniform(-bound, bound, shape)
 
 
 def xavier(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -95,13 +96,11 @@ def batch_norm(params: Params, x: Any, *, eps: float = 1e-3) -> Array:
 
     Args:
         params: "beta" (C,), and "gamma" (C,) if there is a scale.
-        x: images (..., N, H, W, C) or, in a network of vectors, (..., N, C); which of the two is
-            told by the number of axes beyond the parameters' own.
+        x: images (N, H, W, C) or, in a network of vectors, (N, C); or either with the task axis.
         eps: added to the variance, which keeps every derivative finite where it is 0.
     """
     x = as_array(x)
-    tasks = params["beta"].ndim - 1
-    axes = (-4, -3, -2) if x.ndim - tasks >= 4 else (-2,)
+    axes = (-4, -3, -2) if x.ndim >= 4 else (-2,)
     centred = sub(x, mean(x, axes, keepdims=True))
     scale = power(mean(square(centred), axes, keepdims=True) + eps, -0.5)
     if "gamma" in params:
