@@ -126,9 +126,7 @@ def torch_loop(arrays: dict[str, np.ndarray], setting: dict[str, Any]) -> Step:
         return torch.addmm(params[5], x, params[4])
 
     def grad(loss: Any) -> Any:
-        return lambda params, *xy: torch.autograd.grad(
-            loss(params, *xy), params, create_graph=True
-        )
+        return lambda params, *xy: torch.autograd.grad(loss(params, *xy), params, create_graph=True)
 
     def step() -> list[np.ndarray]:
         losses = [_plain_maml(params, t, setting, grad, predict, torch.mean) for t in tasks]

@@ -8,8 +8,16 @@ To read the code, follow the order in which each module imports only from those 
 ``gradcheck``, ``runs``, ``plots``, ``experiments``, ``cli``.
 """
 
-from . import errors, losses, maml, nn, optim, tasks, tree
-from . import ops as _ops  # noqa: F401 (registers the operations)
+from . import (
+    errors,
+    losses,
+    maml,
+    nn,
+    ops as _ops,  # noqa: F401 (registers the operations)
+    optim,
+    tasks,
+    tree,
+)
 from .array import Array, array
 from .autodiff import (
     checkpoint,
@@ -26,7 +34,7 @@ from .autodiff import (
 from .backend import to_device, to_host, using_kernels
 from .gradcheck import check_grads, check_hvp, check_meta_gradient
 from .ops.elementwise import (
-    abs,
+    abs as abs,
     add,
     astype,
     clip,
@@ -70,12 +78,12 @@ from .ops.reduce import (
     argmin,
     log_softmax,
     logsumexp,
-    max,
+    max as max,
     mean,
-    min,
+    min as min,
     norm,
     softmax,
-    sum,
+    sum as sum,
     var,
 )
 from .ops.shape import (
@@ -93,13 +101,12 @@ from .ops.shape import (
     swapaxes,
     transpose,
 )
-from .tasks import Batch, Task
+from .tasks import Batch, Task, fewshot, omniglot, sinusoid  # noqa: F401 (reached by ml.tasks)
 
 __all__ = [
     "Array",
     "Batch",
     "Task",
-    "abs",
     "add",
     "argmax",
     "argmin",
@@ -143,11 +150,9 @@ __all__ = [
     "losses",
     "maml",
     "matmul",
-    "max",
     "max_pool2d",
     "maximum",
     "mean",
-    "min",
     "minimum",
     "moveaxis",
     "mul",
@@ -176,7 +181,6 @@ __all__ = [
     "stack",
     "stop_gradient",
     "sub",
-    "sum",
     "sum_to",
     "swapaxes",
     "take",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import backend
+from .errors import DtypeError
 
 NOTHING: dict[str, Any] = {}
 
@@ -159,7 +160,10 @@ class Array:
             what = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
             extra = f" with {', '.join(kwargs)}=" if kwargs else ""
             raise TypeError(_no_numpy(f"{what}{extra}"))
-        return numpy_names[ufunc.__name__](*args)
+        # A comparison hands NumPy's scalars over as arrays without axes.
+        return numpy_names[ufunc.__name__](
+            *(a[()] if isinstance(a, np.ndarray) else a for a in args)
+        )
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if function.__name__ not in numpy_names:
@@ -177,9 +181,17 @@ def _no_numpy(name: str) -> str:
 def array(x: Any, dtype: Any = None) -> Array:
     """An Array from anything NumPy takes: a copy, so later changes of ``x`` do not reach it.
 
+    Raises:
+        DtypeError: these are not real numbers.
+        TypeError: x is an Array that is being differentiated.
+
     >>> array([1.0, 2.0]) * 3
     Array([3., 6.])
     """
-    if isinstance(x, Array):
-        x = x.value
-    return Array(backend.to_device(np.array(x, dtype=dtype)))
+    value = np.array(x, dtype=dtype)
+    if value.dtype.kind not in "fiub":
+        raise DtypeError(
+            f"array: {value.dtype} is not a type of real numbers. "
+            "Pass floats, integers or booleans."
+        )
+    return Array(backend.to_device(value))

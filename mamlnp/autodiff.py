@@ -298,7 +298,10 @@ def jvp(f: Callable[..., Any], primals: Sequence[Tree], tangents: Sequence[Tree]
     """
     out, pullback = vjp(f, *primals)
     _, transposed = vjp(lambda u: pullback(u), tree.map(zeros_like, out))
-    return out, transposed(tuple(tangents))[0]
+    (tangent,) = transposed(tuple(tangents))
+    # The first tape is older than the second, which therefore recorded; outermost, in vain.
+    enclosed = any(getattr(x, "serial", 0) for x in tree.leaves([out, *tangents]))
+    return out, tangent if enclosed else tree.map(_constant, tangent)
 
 
 def hvp(f: Callable[..., Any], primal: Tree, tangent: Tree) -> Tree:
@@ -337,8 +340,13 @@ def jacobian(f: Callable[..., Any], argnums: int = 0) -> Callable[..., Any]:
     """
 
     def differentiated(*args: Any) -> Array:
+        def of_chosen(x: Array) -> Any:
+            full = list(args)
+            full[argnums] = x
+            return f(*full)
+
         x = as_array(args[argnums])
-        out, pullback = vjp(lambda x: f(*args[:argnums], x, *args[argnums + 1 :]), x)
+        out, pullback = vjp(of_chosen, x)
         basis = one_hot(ravel(numbering(out)), num_classes=out.size, dtype=out.dtype)
         rows = [pullback(reshape(row, out.shape))[0] for row in basis]
         return reshape(stack(rows), (*out.shape, *x.shape))

@@ -112,7 +112,7 @@ def _layers() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
         "logsumexp": (lambda x: logsumexp(x, -1), [draw(2, 4)]),
         "softmax": (softmax, [draw(2, 4)]),
         "log_softmax": (log_softmax, [draw(2, 4)]),
-        "norm": (lambda x: norm(x, -1), [draw(2, 4)]),
+        "norm": (lambda x: norm(x, axis=-1), [draw(2, 4)]),
         "conv2d": (lambda x, w: conv2d(x, w, stride=2), [images, draw(2, 3, 3, 2, 3)]),
         "max_pool2d": (max_pool2d, [images]),
         "avg_pool2d": (avg_pool2d, [images]),

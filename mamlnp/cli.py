@@ -25,7 +25,7 @@ from . import checks
 from .backend import keep_memory
 from .errors import DataError
 from .experiments import omniglot, sine
-from .experiments.loop import Interrupted
+from .experiments.loop import Interrupted, check_settings
 from .experiments.scores import as_records
 from .runs import atomic_write, create_run, open_run, versions
 
@@ -136,6 +136,7 @@ def _train(name: str, options: list[str]) -> None:
             f"{resumed.path}: a resumed run keeps its settings, but others were given. "
             "Leave them out, or begin a new run."
         )
+    check_settings(config)
     data = experiment.load(config)
     run = resumed or create_run(name, config, asked.run.out)
     facts = {**config.describe(), **versions(), "run": run.path}

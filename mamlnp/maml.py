@@ -7,19 +7,18 @@ averaged, so that alpha means what it means in the paper.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from . import tree
-from .array import Array
-from .autodiff import grad, hvp, stop_gradient, value_and_grad
+from .array import Array, array
+from .autodiff import grad, hvp, stop_gradient, value_and_grad, vjp
 from .errors import ShapeError
 from .op import as_array, describe
-from .ops.elementwise import add, mul, neg, sub
+from .ops.elementwise import add, mul, neg, sub, zeros_like
 from .ops.reduce import sum
-from .ops.shape import broadcast_to, sum_to
+from .ops.shape import broadcast_to
 from .optim import Optimizer
 from .tasks import Batch, Task
 
@@ -66,7 +65,7 @@ def descend(params: Tree, grads: Tree, inner_lr: Tree) -> Tree:
 
 
 def _frozen(alpha: Any) -> bool:
-    return not isinstance(alpha, Array) and alpha == 0
+    return isinstance(alpha, int | float) and alpha == 0
 
 
 def inner_loop(
@@ -145,7 +144,7 @@ def meta_gradient(
         method: "backprop" goes back through the inner loop's operations; "hvp" multiplies by
             (I - H_j alpha P), one exact Hessian-vector product a step, and keeps no tape across
             steps. The two agree to rounding.
-        learn_inner_lr: differentiate by inner_lr too (a float, or a tree of them).
+        learn_inner_lr: differentiate by inner_lr too, where numbers take params' type.
         inner: as in :func:`adapt`.
 
     Returns:
@@ -153,8 +152,11 @@ def meta_gradient(
         params, gradient by inner_lr)).
 
     Raises:
-        ValueError: "hvp" with an inner optimiser, whose recursion is another one.
+        ValueError: "hvp" with an inner optimiser, whose recursion is another one; or there is no
+            inner_lr to learn.
     """
+    if learn_inner_lr:
+        inner["inner_lr"] = learnable(inner.get("inner_lr"), params)
     if method == "hvp":
         return _explicit_product(loss, params, task, learn_inner_lr=learn_inner_lr, **inner)
     if method != "backprop":
@@ -171,6 +173,16 @@ def meta_gradient(
     at = (params, inner["inner_lr"]) if learn_inner_lr else params
     (_, losses), grads = value_and_grad(objective, has_aux=True)(at)
     return losses, grads
+
+
+def learnable(inner_lr: Tree, params: Tree) -> Tree:
+    """inner_lr with its numbers as Arrays, which can be differentiated by."""
+    if inner_lr is None:
+        raise ValueError(
+            "meta_gradient: learn_inner_lr is on but there is no inner_lr. Pass one to start from."
+        )
+    dtype = as_array(tree.leaves(params)[0]).dtype
+    return tree.map(lambda a: array(a, dtype) if isinstance(a, int | float) else a, inner_lr)
 
 
 def _explicit_product(
@@ -204,25 +216,24 @@ def _explicit_product(
 
     (_, losses), v = value_and_grad(query, has_aux=True)(path.pop())
     alpha = tree.broadcast(inner_lr, v)
-    alpha_grads = tree.map(lambda a, leaf: 0.0, alpha, v)
+    alpha_grads = tree.map(zeros_like, v)
     for theta in reversed(path):
         if learn_inner_lr:
             step = tree.map(lambda g, v: neg(mul(g, v)), grad(support)(theta), v)
-            alpha_grads = tree.map(lambda total, s: s + total, alpha_grads, step)
+            alpha_grads = tree.map(add, alpha_grads, step)
         if not first_order:
             scaled = tree.map(mul, alpha, v)
             v = tree.map(sub, v, hvp(support, theta, scaled))
-    grads = tree.map(lambda p, v: sum_to(v, p.shape), params, v)
-    return losses, (grads, _summed_to(inner_lr, alpha_grads)) if learn_inner_lr else grads
+    grads = tree.map(lambda v: sum(v, 0), v)
+    if not learn_inner_lr:
+        return losses, grads
 
+    def spread(inner_lr: Tree) -> Tree:
+        alpha = tree.broadcast(inner_lr, v)
+        return tree.map(lambda a, v: broadcast_to(a, v.shape), alpha, v)
 
-def _summed_to(prefix: Tree, full: Tree) -> Tree:
-    """The transpose of tree.broadcast and of NumPy's: what belongs to each leaf of ``prefix``."""
-    if isinstance(prefix, dict):
-        return {k: _summed_to(prefix[k], full[k]) for k in prefix}
-    shape = as_array(prefix).shape
-    parts = [sum_to(x, shape) for x in tree.leaves(full)]
-    return functools.reduce(add, parts)
+    # The transpose of broadcasting, which is linear, is its pullback.
+    return losses, (grads, vjp(spread, inner_lr)[1](alpha_grads)[0])
 
 
 def meta_step(

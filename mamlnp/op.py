@@ -97,6 +97,7 @@ class Op:
 
     def signature(self, bind: Callable[..., Any]) -> "Op":
         """Declare how users call it (as in NumPy): the call's arguments -> (arrays, params)."""
+        bind.__qualname__ = self.name  # which Python's own messages begin with
         self.bind = bind
         return self
 
@@ -150,7 +151,7 @@ class Op:
         xp = backend.default_namespace() if native is None else namespaces[native.__class__]
         try:
             value = self.forward(xp, *values, **params)
-        except (ValueError, IndexError, TypeError) as error:
+        except (ValueError, IndexError, TypeError, OverflowError) as error:
             raise self._explained(error, args, params) from error
         if value.__class__ is not native.__class__:
             value = xp.asarray(value)
@@ -192,7 +193,7 @@ class Op:
             f" with {', '.join(f'{k}={v!r}' for k, v in params.items())}" if params else ""
         )
         advice = f"Pass shapes {self.shapes}." if self.shapes else "See its docstring."
-        kind = DtypeError if isinstance(error, TypeError) else ShapeError
+        kind = DtypeError if isinstance(error, TypeError | OverflowError) else ShapeError
         return kind(f"{self.name}: {shown}{with_params} do not fit ({error}). {advice}")
 
 
@@ -266,7 +267,9 @@ def _lift(x: Any) -> Any:
     if isinstance(x, list | tuple):
         x = backend.to_device([_lift(element) for element in x])
     if backend.is_native(x) and x.dtype.kind in "fiub":
-        return x.item() if backend.is_scalar(x) else Array(backend.to_device(x))
+        if backend.is_scalar(x):
+            return float(x) if x.dtype.kind == "f" else x.item()
+        return Array(backend.to_device(x))
     raise DtypeError(
         f"array: {describe(x)} of type {type(x).__name__} is not an array of real numbers. "
         "Pass floats, integers or booleans."

@@ -30,6 +30,9 @@ def map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
         children = [map(f, *children) for children in zip(tree, *rest, strict=True)]
         return _like(tree, children)
     if tree is None:
+        for other in rest:
+            if other is not None:
+                raise ShapeError(_different(tree, other))
         return None
     return f(tree, *rest)
 
@@ -60,15 +63,27 @@ def leaves(tree: Any) -> list[Any]:
 def unflatten(tree: Any, new_leaves: Any) -> Any:
     """A tree of ``tree``'s shape with ``new_leaves`` in its places.
 
+    Raises:
+        ShapeError: there are too few new leaves, or too many.
+
     >>> unflatten({"w": 1, "b": (2, 3)}, "xyz")
     {'w': 'x', 'b': ('y', 'z')}
     """
     remaining = iter(new_leaves)
-    return map(lambda _: next(remaining), tree)
+    try:
+        out = map(lambda _: next(remaining), tree)
+    except StopIteration:
+        raise ShapeError(_count(tree, "fewer")) from None
+    for _ in remaining:
+        raise ShapeError(_count(tree, "more"))
+    return out
 
 
 def broadcast(prefix: Any, tree: Any) -> Any:
     """A tree of ``tree``'s shape: ``prefix``, where a leaf stands for the whole subtree below it.
+
+    Raises:
+        ShapeError: the prefix goes deeper than the tree, or another way.
 
     >>> broadcast({"w": 1, "b": 2}, {"w": 0, "b": (0, 0)})
     {'w': 1, 'b': (2, 2)}
@@ -81,6 +96,8 @@ def broadcast(prefix: Any, tree: Any) -> Any:
         if len(prefix) != len(tree):
             raise ShapeError(_different(tree, prefix))
         return _like(tree, [broadcast(p, t) for p, t in zip(prefix, tree, strict=True)])
+    if isinstance(prefix, dict | tuple | list):
+        raise ShapeError(_different(tree, prefix))
     return map(lambda _: prefix, tree)
 
 
@@ -99,6 +116,13 @@ def _like(tree: Any, children: list[Any]) -> Any:
     return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
 
 
+def _count(tree: Any, compared: str) -> str:
+    return (
+        f"tree.unflatten: there are {compared} new leaves than the tree's {len(leaves(tree))}. "
+        "Pass one for each."
+    )
+
+
 def _different(tree: Any, other: Any) -> str:
     def outline(t: Any) -> str:
         if isinstance(t, dict):
@@ -108,6 +132,6 @@ def _different(tree: Any, other: Any) -> str:
         return type(t).__name__
 
     return (
-        f"tree.map: the trees differ: {outline(tree)} against {outline(other)}. "
+        f"tree: the trees differ: {outline(tree)} against {outline(other)}. "
         "Pass trees with the same keys and lengths."
     )

@@ -1,22 +1,21 @@
 """The laws: what holds for every op there is, at inputs that the op itself says how to draw."""
 
-import functools
 import itertools
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import HypothesisDraw
 
 import mamlnp as ml
 from mamlnp import backend
 from mamlnp.array import Array
-from mamlnp.draws import Draw, nonzero, one, positive, two
-from mamlnp.errors import DtypeError, GradientError, MissingRuleError, ShapeError
+from mamlnp.draws import Draw, one, two
+from mamlnp.errors import DtypeError, MissingRuleError, ShapeError
 from mamlnp.gradcheck import TOLERANCES
-from mamlnp.op import Op, registry
+from mamlnp.op import Op, as_array, registry
 
 EVERY_OP = sorted(registry)
 DIFFERENTIABLE = [name for name in EVERY_OP if registry[name].differentiable]
@@ -150,6 +149,7 @@ def jvp_agrees_with_vjp(op, draw):
         t = [case.random_like(x) for x in case.floats]
         out, moved = ml.jvp(case, case.floats, t)
         assert_close(out, case(*case.floats), "rounding")
+        moved = moved.value
         ct = case.random_like(moved)
         back = [x.numpy() for x in ml.vjp(case, *case.floats)[1](ct)]
         scale = length([ct]) * length([moved]) + length(back) * length(t)
@@ -173,24 +173,33 @@ def assert_cotangents_fit(f, *floats):
 
 
 def other_operands_may_be_integers(op, draw):
-    """Integers, and the Python numbers among them, take the type of the floats beside them."""
+    """Integers, and Python's numbers where one will do, take the type of the floats beside them."""
     draw.dtype = np.float32
     case = Case(op, draw)
+    numbers = [a_whole_number, a_number] if op.shapes == registry["add"].shapes else []
     for i in case.places if len(case.places) > 1 and not op.variadic else ():
+        for kind in (whole, *numbers):
 
-        def f(x, i=i, number=None):
-            whole = [np.sign(a) * np.ceil(np.abs(a)) if is_float(a) else a for a in case.args]
-            args = [a.astype(int) if is_float(a) else a for a in whole]
-            if number is not None:
-                args = [number(a.flat[0]) if is_float(b) else a for a, b in zip(args, whole)]  # noqa: B905
-            args[i] = x
-            return op.apply(tuple(args), case.params)
+            def f(x, i=i, kind=kind):
+                args = [kind(a) if is_float(a) else a for a in case.args]
+                args[i] = x
+                return op.apply(tuple(args), case.params)
 
-        assert f(case.args[i]).dtype == np.float32
-        assert_cotangents_fit(f, case.args[i])
-        if op.shapes == registry["add"].shapes:
-            for number in (int, float):
-                assert_cotangents_fit(functools.partial(f, number=number), case.args[i])
+            assert f(case.args[i]).dtype == np.float32
+            assert_cotangents_fit(f, case.args[i])
+
+
+def whole(x):
+    """Integers, away from zero."""
+    return (np.sign(x) * np.ceil(np.abs(x))).astype(int)
+
+
+def a_whole_number(x):
+    return whole(x).flat[0].item()
+
+
+def a_number(x):
+    return x.flat[0].item()
 
 
 def nothing_is_mutated(op, draw):
@@ -269,26 +278,24 @@ def misfits_are_explained(op, draw):
         return np.ones(shape, draw.choice([np.float64, np.float32, np.int64, np.uint8, bool]))
 
     args = [odd(a) for a in args]
+    public = getattr(ml, op.name, op)
+
+    def f(*floats):
+        rest = iter(floats)
+        return public(*ml.tree.map(lambda x: next(rest) if is_float(x) else x, args), **params)
+
+    floats = [x for x in ml.tree.leaves(args) if is_float(x)]
     try:
-        out = op(*args, **params)
+        if f(*floats).dtype.kind == "f":
+            assert_cotangents_fit(f, *floats)
     except (ShapeError, DtypeError) as error:
         assert str(error).startswith(tuple(f"{name}: " for name in (op.name, *called_by(op))))
-        assert any(word in str(error) for word in (*op.arguments, "axis", "shape")), error
-        return
-    assert all(isinstance(side, int) for side in out.shape)
-    floats = [x for x in ml.tree.leaves(args) if is_float(x)]
-    if op.differentiable and floats and out.dtype.kind == "f":
-
-        def f(*floats):
-            rest = iter(floats)
-            return op(*ml.tree.map(lambda x: next(rest) if is_float(x) else x, args), **params)
-
-        assert_cotangents_fit(f, *floats)
+        assert any(word in str(error) for word in (*op.arguments, "axis", "shape", "argument"))
 
 
 def called_by(op):
-    """The ops whose errors may come first: those that make another's data."""
-    return ("positions",) if op.name == "take" else ()
+    """What may complain before the op itself does."""
+    return {"take": ["positions"], "rerun": ["vjp"]}.get(op.name, [])
 
 
 def float_types_do_not_mix(op, draw):
@@ -315,12 +322,15 @@ def only_real_numbers_are_taken(op, draw):
 
 # ---- every op keeps them, on whichever kernels
 
+EXAMPLES = settings.default.max_examples // 3  # of each of the many laws
+
 
 def law(names):
     """A test of every one of the ops, given a Draw, on kernels that Hypothesis chooses."""
 
     def decorate(test):
         @pytest.mark.parametrize("name", names)
+        @settings(max_examples=EXAMPLES)
         @given(data=st.data())
         def drawn(name, data):
             with backend.using_kernels(data.draw(st.sampled_from(sorted(backend.KERNELS)))):
@@ -345,3 +355,185 @@ test_8_layout = law(EVERY_OP)(layout_does_not_matter)
 test_10_misfits = law(EVERY_OP)(misfits_are_explained)
 test_10_mixed_types = law(EVERY_OP)(float_types_do_not_mix)
 test_10_foreign_types = law(EVERY_OP)(only_real_numbers_are_taken)
+
+
+# ---- and each can fail: wrong ops, registered nowhere, each of which breaks one law
+
+
+def sine(xp, x):
+    """The sine."""
+    return xp.sin(x)
+
+
+def product(xp, a, b):
+    """a times b."""
+    return xp.multiply(a, b)
+
+
+def declared(forward, *rules, draw=None, **declaration):
+    made = Op(forward, draw=draw or one(), **declaration)
+    for name, rule in zip(made.arguments, rules, strict=False):
+        made.vjp(name)(rule)
+    return made
+
+
+def right_at_first_order(ct, out, x):
+    return ct * ml.stop_gradient(ml.cos(x))
+
+
+def right_at_second_order(ct, out, x):
+    minus_sine = declared(lambda xp, x: -xp.sin(x), lambda ct, out, x: 0.0 * ct)
+    cosine = declared(lambda xp, x: xp.cos(x), lambda ct, out, x: ct * minus_sine(x))
+    return ct * cosine(x)
+
+
+def depends_on_the_kernels(xp, x):
+    return x + (backend.kernels_of(x) is backend.KERNELS["cpu"])
+
+
+def coarse(xp, x):
+    return xp.sin(x.astype(xp.float16)).astype(x.dtype) if x.dtype == xp.float32 else xp.sin(x)
+
+
+def doubled_in_place(xp, x):
+    x *= 2
+    return x
+
+
+def spoils_the_cotangent(ct, out, x):
+    ct.value[...] = 0
+    return ct * x
+
+
+def depends_on_layout(xp, x):
+    return x + (not x.flags.c_contiguous)
+
+
+def gives_up(xp, x):
+    return {0: x, 1: x}[x.ndim]
+
+
+def two_vectors(d):
+    return (d.array((3,)), d.array((3,))), {}
+
+
+unsummed = declared(product, lambda ct, out, a, b: ct * b, lambda ct, out, a, b: ct * a, draw=two())
+BREAKERS = {
+    "forward by kernels": (forward_equals_reference, declared(depends_on_the_kernels)),
+    "coarse float32": (float32_equals_float64, declared(coarse)),
+    "scaled": (
+        derivatives_equal_differences,
+        declared(sine, lambda ct, out, x: ct * ml.cos(x) * 1.001),
+    ),
+    "second order": (derivatives_equal_differences, declared(sine, right_at_first_order)),
+    "third order": (derivatives_equal_differences, declared(sine, right_at_second_order)),
+    "not summed": (derivatives_equal_differences, unsummed),
+    "not linear": (
+        transpose_is_the_transpose,
+        declared(sine, lambda ct, out, x: ct * ml.cos(x), linear_in=("x",)),
+    ),
+    "not the transpose": (
+        transpose_is_the_transpose,
+        declared(
+            lambda xp, x: xp.roll(x, 1),
+            lambda ct, out, x: ml.array(np.roll(ct.value, 1)),
+            draw=lambda d: ((d.array((3,)),), {}),
+            linear_in=("x",),
+        ),
+    ),
+    "asymmetric": (
+        hessian_is_symmetric,
+        declared(
+            product,
+            lambda ct, out, a, b: ct * ml.stop_gradient(b),
+            lambda ct, out, a, b: ct * a,
+            draw=two_vectors,
+        ),
+    ),
+    "not linear in ct": (jvp_agrees_with_vjp, declared(sine, lambda ct, out, x: ct * ct)),
+    "shape": (cotangent_is_like_its_argument, unsummed),
+    "dtype": (
+        cotangent_is_like_its_argument,
+        declared(sine, lambda ct, out, x: ct.astype(np.float64)),
+    ),
+    "float64": (cotangent_is_like_its_argument, declared(lambda xp, x: xp.sin(x).astype(float))),
+    "integers": (
+        other_operands_may_be_integers,
+        declared(
+            product,
+            lambda ct, out, a, b: ct * (b * 1.0),
+            lambda ct, out, a, b: ct * (a * 1.0),
+            draw=two_vectors,
+        ),
+    ),
+    "input overwritten": (nothing_is_mutated, declared(doubled_in_place, differentiable=False)),
+    "cotangent overwritten": (nothing_is_mutated, declared(sine, spoils_the_cotangent)),
+    "layout": (
+        layout_does_not_matter,
+        declared(depends_on_layout, draw=one(min_ndim=2), differentiable=False),
+    ),
+    "unexplained": (misfits_are_explained, declared(gives_up)),
+    "mixed types": (float_types_do_not_mix, declared(product, draw=two(), data=("b",))),
+}
+BROKEN = (AssertionError, DtypeError, KeyError, pytest.fail.Exception)
+
+
+@pytest.mark.parametrize("case", BREAKERS)
+def test_a_law_fails_where_it_is_broken(case):
+    law, wrong = BREAKERS[case]
+    with pytest.raises(BROKEN):
+        for seed in range(50):
+            law(wrong, Draw(np.random.default_rng(seed)))
+
+
+def test_the_law_of_aliasing_fails_where_memory_is_shared(monkeypatch):
+    monkeypatch.setattr(ml, "array", as_array)
+    with pytest.raises(AssertionError):
+        no_memory_is_shared_with_the_user(registry["sin"], Draw(np.random.default_rng(0)))
+
+
+# ---- declarations
+
+
+def test_every_op_is_declared_in_full():
+    for name, op in registry.items():
+        op.check()
+        assert op.name == name
+        assert op.draw is not None
+
+
+def test_an_op_without_a_docstring_is_refused():
+    with pytest.raises(MissingRuleError, match=r"depends_on_layout: has no docstring"):
+        declared(depends_on_layout, lambda ct, out, x: ct).check()
+
+
+def test_an_op_without_a_rule_is_refused_and_the_argument_named():
+    with pytest.raises(MissingRuleError, match=r'product: has no rule for b.*@product\.vjp\("b"\)'):
+        declared(product, lambda ct, out, a, b: ct * b).check()
+    declared(product, lambda ct, out, a, b: ct * b, data=("b",)).check()
+    declared(product, differentiable=False).check()
+
+
+def test_an_op_without_a_draw_is_refused():
+    with pytest.raises(TypeError, match="draw"):
+        Op(sine)
+
+
+def test_a_rule_is_for_an_argument_there_is():
+    with pytest.raises(ValueError, match="not in tuple"):
+        declared(sine).vjp("y")(right_at_first_order)
+
+
+@pytest.mark.parametrize("name", sorted(set(EVERY_OP) - set(DIFFERENTIABLE)))
+def test_what_is_not_differentiable_gives_constants(name):
+    case = Case(registry[name], Draw(np.random.default_rng(0)))
+    tracked = []
+
+    def f(*floats):
+        out = case(*floats)
+        tracked.append(out.serial)
+        return out.astype(float).sum()
+
+    for ct in ml.grad(f, tuple(range(len(case.floats))))(*case.floats):
+        np.testing.assert_array_equal(ct, np.zeros(ct.shape))
+    assert tracked == [0]

@@ -59,6 +59,9 @@ def to_device(x: Any) -> Any:
     return np.asarray(x)
 
 
+keep_memory = cpu.keep_memory
+
+
 @contextlib.contextmanager
 def using_kernels(name: str) -> Iterator[None]:
     """Run the body on the named kernels, ``"reference"`` or ``"cpu"``.

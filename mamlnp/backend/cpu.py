@@ -4,12 +4,19 @@ Serial on purpose: tasks are what is split over threads, so that kernels and BLA
 the same cores.
 """
 
+import ctypes
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-from .reference import Padding, Size
+from . import reference
+from .reference import Padding, Size, check_windows, window_counts
+
+COMPILED = {np.dtype(name) for name in ("float32", "float64", "uint8", "int32", "int64")}
 
 
 def _compiled(function: Any) -> Any:
@@ -79,42 +86,68 @@ def _put(values, positions, out):  # type: ignore[no-untyped-def]
         out[positions[i]] += values[i]
 
 
+def _or_reference(kernel: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """The kernel where its loops are compiled for the type, else the reference's."""
+    general = getattr(reference, kernel.__name__)
+
+    @functools.wraps(kernel)
+    def either(x: np.ndarray, *args: Any) -> np.ndarray:
+        return kernel(x, *args) if x.dtype in COMPILED else general(x, *args)
+
+    return either
+
+
+def keep_memory() -> bool:
+    """Let the C library keep freed memory for the next arrays, instead of giving it back.
+
+    A meta-step frees and allocates the same large arrays again and again; fresh pages for each cost
+    more than half of its time. For programs of our own: a library has no business deciding it.
+    Returns whether the C library could be told (glibc only).
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return False
+    trim_threshold, mmap_max, largest = -1, -4, 2**31 - 1
+    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, largest))
+
+
 def _images(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x).reshape(-1, *x.shape[-3:])
+    return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
 
 
-def _output_size(x: np.ndarray, size: Size, stride: int, padding: Padding) -> Size:
-    height = (x.shape[-3] + sum(padding[0]) - size[0]) // stride + 1
-    width = (x.shape[-2] + sum(padding[1]) - size[1]) // stride + 1
-    return height, width
-
-
+@_or_reference
 def patches(x: np.ndarray, size: Size, stride: int, padding: Padding) -> np.ndarray:
     """Every window, flattened: (..., H, W, C) -> (..., H', W', kh * kw * C)."""
-    images, (oh, ow) = _images(x), _output_size(x, size, stride, padding)
+    oh, ow = window_counts(x.shape[-3:-1], size, stride, padding)
+    images = _images(x)
     out = np.empty((len(images), oh, ow, *size, x.shape[-1]), x.dtype)
     _patches(images, out, stride, padding[0][0], padding[1][0])
-    return out.reshape(*x.shape[:-3], oh, ow, -1)
+    return out.reshape(*x.shape[:-3], oh, ow, math.prod(out.shape[-3:]))
 
 
+@_or_reference
 def fold(p: np.ndarray, size: Size, stride: int, padding: Padding, shape: Size) -> np.ndarray:
     """The transpose of :func:`patches`: (..., H', W', kh * kw * C) -> (..., H, W, C)."""
-    windows = np.ascontiguousarray(p).reshape(
-        -1, *p.shape[-3:-1], *size, p.shape[-1] // (size[0] * size[1])
-    )
-    out = np.empty((len(windows), *shape, windows.shape[-1]), p.dtype)
+    check_windows(p, size, stride, padding, shape)
+    channels = p.shape[-1] // math.prod(size)
+    windows = _images(p)
+    windows = windows.reshape(*windows.shape[:-1], *size, channels)
+    out = np.empty((len(windows), *shape, channels), p.dtype)
     _fold(windows, out, stride, padding[0][0], padding[1][0])
     return out.reshape(*p.shape[:-3], *out.shape[1:])
 
 
+@_or_reference
 def pool_positions(x: np.ndarray, size: Size, stride: int) -> np.ndarray:
     """Where each window's first maximum sits in the flattened ``x``: (..., H', W', C) integers."""
-    images, (oh, ow) = _images(x), _output_size(x, size, stride, ((0, 0), (0, 0)))
+    oh, ow = window_counts(x.shape[-3:-1], size, stride, ((0, 0), (0, 0)))
+    images = _images(x)
     out = np.empty((len(images), oh, ow, x.shape[-1]), np.int64)
     _pool_positions(images, out, size[0], size[1], stride)
     return out.reshape(*x.shape[:-3], *out.shape[1:])
 
 
+@_or_reference
 def put(values: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Zeros of ``shape`` with every value added at its flat position (repeats add up)."""
     out = np.zeros(shape, values.dtype)

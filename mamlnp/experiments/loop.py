@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import threading
@@ -24,6 +25,22 @@ Tree = Any
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
     """Ctrl-C: the run was saved and can be resumed."""
+
+
+MAY_BE_ZERO = ("seed", "split_seed", "head_std", "baseline_iterations")
+
+
+def check_settings(config: Any) -> None:
+    """Refuse counts and rates that mean nothing.
+
+    Raises:
+        DataError: a number that must be positive is not.
+    """
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not (value >= 0 if name in MAY_BE_ZERO else value > 0):
+            raise DataError(f"{name} is {value}. Pass a number that is positive.")
 
 
 def train(

@@ -75,7 +75,7 @@ def ones_like(xp: Any, x: Any) -> Any:
 )
 def one_hot(xp: Any, labels: Any, *, num_classes: int, dtype: Any = float) -> Any:
     """1 at each label, 0 elsewhere, along a new last axis: (...) -> (..., num_classes)."""
-    return (labels[..., None] == xp.arange(num_classes)).astype(dtype)
+    return (xp.asarray(labels)[..., None] == xp.arange(num_classes)).astype(dtype)
 
 
 @op(draw=lambda d: ((d.integers(d.shape(), -3, 3),), {"dtype": d.dtype}), differentiable=False)
@@ -209,7 +209,7 @@ def power(xp: Any, a: Any, b: Any) -> Any:
 def _(ct: Array, out: Array, a: Array, b: Any) -> Array:
     if isinstance(b, Array):
         constant = equal(b, 0)
-        slope = mul(b, power(a, where(constant, 1.0, sub(b, 1))))
+        slope = mul(b, power(a, where(constant, 1, sub(b, 1))))
         return _fit(where(constant, 0.0, mul(ct, slope)), a)
     if b == 0:
         return mul(ct, 0.0)
@@ -219,7 +219,7 @@ def _(ct: Array, out: Array, a: Array, b: Any) -> Array:
 @power.vjp("b")
 def _(ct: Array, out: Array, a: Any, b: Array) -> Array:
     safe = greater(a, 0)
-    return _fit(where(safe, mul(mul(ct, out), log(where(safe, a, 1.0))), 0.0), b)
+    return _fit(where(safe, mul(mul(ct, out), log(where(safe, a, ones_like(b)))), 0.0), b)
 
 
 @answers(numpy=("square",))
@@ -328,7 +328,7 @@ def _(ct: Array, out: Array, x: Array) -> Array:
 @op(draw=one())
 def sigmoid(xp: Any, x: Any) -> Any:
     """1 / (1 + exp(-x)), without overflow."""
-    e = xp.exp(-xp.abs(x))
+    e = xp.exp(-1.0 * xp.abs(x))
     return xp.where(x >= 0, 1, e) / (1 + e)
 
 
@@ -379,9 +379,9 @@ def maximum(xp: Any, a: Any, b: Any) -> Any:
     return xp.maximum(a, b)
 
 
-def _share(ct: Array, mine: Any, other: Any) -> Array:
-    """All of the cotangent to the larger, half of it to each of two equal ones."""
-    return where(equal(mine, other), mul(ct, 0.5), where(greater(mine, other), ct, 0.0))
+def _share(ct: Array, larger: Any, smaller: Any) -> Array:
+    """All of the cotangent where the one is larger, half of it where they are equal."""
+    return where(equal(larger, smaller), mul(ct, 0.5), where(greater(larger, smaller), ct, 0.0))
 
 
 @maximum.vjp("a")
@@ -394,10 +394,20 @@ def _(ct: Array, out: Array, a: Any, b: Array) -> Array:
     return _fit(_share(ct, b, a), b)
 
 
-@answers(numpy=("minimum",))
-def minimum(a: Any, b: Any) -> Array:
+@op(draw=two(), shapes=BROADCAST, pattern=lambda xp, a, b: xp.sign(xp.subtract(a, b)))
+def minimum(xp: Any, a: Any, b: Any) -> Any:
     """The smaller of a and b; a tie gives each half of the cotangent."""
-    return neg(maximum(neg(a), neg(b)))
+    return xp.minimum(a, b)
+
+
+@minimum.vjp("a")
+def _(ct: Array, out: Array, a: Array, b: Any) -> Array:
+    return _fit(_share(ct, b, a), a)
+
+
+@minimum.vjp("b")
+def _(ct: Array, out: Array, a: Any, b: Array) -> Array:
+    return _fit(_share(ct, a, b), b)
 
 
 @answers(numpy=("clip",), method="clip")

@@ -11,10 +11,10 @@ import operator
 from typing import Any
 
 from .. import backend
-from ..array import Array
+from ..array import Array, numpy_names
 from ..draws import Draw, Drawn, Shape, one
-from ..errors import ShapeError
-from ..op import answers, as_array, op
+from ..errors import DtypeError, ShapeError
+from ..op import answers, as_array, describe, op
 from .shape import normalized_axis
 
 Index = tuple[Any, ...]
@@ -55,6 +55,8 @@ def _draw_put_slices(d: Draw) -> Drawn:
 def put_slices(xp: Any, x: Any, *, index: Index, shape: Shape) -> Any:
     """Zeros of ``shape`` with ``x`` at ``index``: the transpose of slices."""
     out = xp.zeros(shape, x.dtype)
+    if out[index].shape != x.shape:
+        raise ValueError("the index chooses another shape")
     out[index] = x
     return out
 
@@ -115,13 +117,20 @@ def take(xp: Any, x: Any, indices: Any) -> Any:
     return x.reshape(-1)[indices]
 
 
+def _whole_numbers(where: str, indices: Any, kinds: str = "iu") -> Array:
+    indices = as_array(indices)
+    if indices.dtype.kind not in kinds:
+        raise DtypeError(f"{where}: indices {describe(indices)} are no integers. Pass integers.")
+    return indices
+
+
 @take.signature
 def _(x: Any, indices: Any, axis: int | None = None) -> Any:
-    x = as_array(x)
+    x, indices = as_array(x), _whole_numbers("take", indices)
     if axis is not None:
         index = (slice(None),) * normalized_axis("take", axis, x.ndim) + (HERE,)
         indices = positions(indices, index=index, shape=x.shape)
-    return (x, as_array(indices)), {}
+    return (x, indices), {}
 
 
 @take.vjp("x")
@@ -144,7 +153,7 @@ def put(xp: Any, x: Any, indices: Any, *, shape: Shape) -> Any:
 
 @put.signature
 def _(x: Any, indices: Any, shape: Shape) -> Any:
-    x, indices = as_array(x), as_array(indices)
+    x, indices = as_array(x), _whole_numbers("put", indices)
     size = math.prod(shape)
     if x.shape != indices.shape:
         raise ShapeError(
@@ -156,6 +165,9 @@ def _(x: Any, indices: Any, shape: Shape) -> Any:
             f"{size} elements of shape {tuple(shape)}. Pass indices from {-size} to {size - 1}."
         )
     return (x, indices), {"shape": tuple(shape)}
+
+
+del numpy_names["put"]  # np.put writes into its argument, which no Array lets it
 
 
 @put.vjp("x")
@@ -174,7 +186,10 @@ def getitem(x: Any, index: Any) -> Array:
         if part is None or part is ... or isinstance(part, slice):
             static.append(part)
         elif isinstance(part, bool | list | Array) or hasattr(part, "dtype"):
-            arrays.append(as_array(part))
+            chosen = as_array(part)
+            if isinstance(part, list) and not part:  # whose type would be float
+                chosen = chosen.astype(int)
+            arrays.append(_whole_numbers("getitem", chosen, "iub"))
             static.append(HERE)
         else:
             static.append(operator.index(part))
@@ -188,4 +203,5 @@ def take_along_axis(x: Any, indices: Any, axis: int = -1) -> Array:
     """From every line of x along the axis, the elements at that line's own indices."""
     x = as_array(x)
     axis = normalized_axis("take_along_axis", axis, x.ndim)
+    indices = _whole_numbers("take_along_axis", indices)
     return take(x, positions_along(indices, shape=x.shape, axis=axis))

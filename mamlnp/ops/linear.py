@@ -210,10 +210,11 @@ def resolve_padding(padding: Padding, shape: Pair, size: Pair, stride: int) -> t
             total = max((math.ceil(side / stride) - 1) * stride + k - side, 0)
             pairs.append((total // 2, total - total // 2))
         return pairs[0], pairs[1]
-    if isinstance(padding, int) and padding >= 0:
-        return (padding, padding), (padding, padding)
-    if isinstance(padding, tuple):
-        return padding
+    if isinstance(padding, int):
+        padding = ((padding, padding), (padding, padding))
+    match padding:
+        case ((int(a), int(b)), (int(c), int(d))) if min(a, b, c, d) >= 0:
+            return (a, b), (c, d)
     raise ShapeError(
         f"conv2d: padding {padding!r} is not known. Pass 'SAME', 'VALID' or a number of pixels."
     )
@@ -257,6 +258,8 @@ def conv2d(x: Any, w: Any, stride: int = 1, padding: Padding = "SAME") -> Array:
             f"conv2d: x has {x.shape[0]} tasks but w {w.shape[0]} "
             f"(x {describe(x)}, w {describe(w)}). Give both one task axis."
         )
+    if not isinstance(stride, int) or stride < 1:
+        raise ShapeError(f"conv2d: stride {stride!r} is no number of pixels. Pass 1 or more.")
     pads = resolve_padding(padding, x.shape[-3:-1], (kh, kw), stride)
     if any(s + p + q < k for s, (p, q), k in zip(x.shape[-3:-1], pads, (kh, kw), strict=True)):
         raise ShapeError(
@@ -265,6 +268,6 @@ def conv2d(x: Any, w: Any, stride: int = 1, padding: Padding = "SAME") -> Array:
         )
     windows = patches(x, size=(kh, kw), stride=stride, padding=pads)
     *lead, rows, columns, length = windows.shape
-    flat = reshape(windows, (*lead[:-1], -1, length))
+    flat = reshape(windows, (*lead[:-1], lead[-1] * rows * columns, length))
     out = _matmul(flat, reshape(w, (*tasks, length, filters)))
     return reshape(out, (*out.shape[:-2], lead[-1], rows, columns, filters))

@@ -32,12 +32,15 @@ def pool_positions(xp: Any, x: Any, *, size: Pair, stride: int) -> Any:
 def _checked(where: str, x: Any, size: int | Pair, stride: int | None) -> tuple[Array, Pair, int]:
     x = as_array(x)
     size = (size, size) if isinstance(size, int) else size
+    stride = size[0] if stride is None else stride
+    if min(*size, stride) < 1:
+        raise ShapeError(f"{where}: size {size} and stride {stride} are in pixels. Pass 1 or more.")
     if x.ndim < 3 or any(s < k for s, k in zip(x.shape[-3:-1], size, strict=True)):
         raise ShapeError(
             f"{where}: x {describe(x)} has no window of {size[0]}x{size[1]}. "
             "Pass (..., H, W, C) with H and W no smaller than the window."
         )
-    return x, size, size[0] if stride is None else stride
+    return x, size, stride
 
 
 def max_pool2d(x: Any, size: int | Pair = 2, stride: int | None = None) -> Array:

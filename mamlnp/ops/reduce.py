@@ -11,7 +11,7 @@ from typing import Any
 from ..array import Array
 from ..draws import Draw, Drawn, Shape
 from ..op import answers, as_array, op
-from .elementwise import div, equal, exp, isfinite, log, neg, sqrt, square, sub, where
+from .elementwise import div, equal, exp, isfinite, log, sqrt, square, sub, where
 from .shape import broadcast_to, expand_dims, normalized_axes, normalized_axis, reshape, size_along
 
 Axes = int | tuple[int, ...] | None
@@ -54,6 +54,13 @@ def _is_maximal(xp: Any, x: Any, *, axis: Shape, keepdims: bool) -> Any:
     return x == x.max(axis=axis, keepdims=True)
 
 
+def _share(ct: Array, out: Array, x: Array, *, axis: Shape, keepdims: bool) -> Array:
+    """The rule of max and min: the cotangent, in equal parts, to where the result came from."""
+    won = equal(x, _restored(out, axis, keepdims))
+    winners = sum(won.astype(x.dtype), axis, keepdims=True)
+    return where(won, div(_restored(ct, axis, keepdims), winners), 0.0)
+
+
 @op(draw=_draw_reduction, method="max", numpy=("amax",), pattern=_is_maximal)
 def max(xp: Any, x: Any, *, axis: Shape, keepdims: bool) -> Any:
     """The largest over the axes; equal maxima share the cotangent equally."""
@@ -63,11 +70,21 @@ def max(xp: Any, x: Any, *, axis: Shape, keepdims: bool) -> Any:
 max.signature(_bind("max"))
 
 
-@max.vjp("x")
-def _(ct: Array, out: Array, x: Array, *, axis: Shape, keepdims: bool) -> Array:
-    won = equal(x, _restored(out, axis, keepdims))
-    winners = sum(won.astype(x.dtype), axis, keepdims=True)
-    return where(won, div(_restored(ct, axis, keepdims), winners), 0.0)
+max.vjp("x")(_share)
+
+
+def _is_minimal(xp: Any, x: Any, *, axis: Shape, keepdims: bool) -> Any:
+    return x == x.min(axis=axis, keepdims=True)
+
+
+@op(draw=_draw_reduction, method="min", numpy=("amin",), pattern=_is_minimal)
+def min(xp: Any, x: Any, *, axis: Shape, keepdims: bool) -> Any:
+    """The smallest over the axes; equal minima share the cotangent equally."""
+    return x.min(axis=axis, keepdims=keepdims)
+
+
+min.signature(_bind("min"))
+min.vjp("x")(_share)
 
 
 def _draw_argmax(d: Draw) -> Drawn:
@@ -99,19 +116,12 @@ def _(x: Any, axis: int | None = None) -> Any:
     return (x,), {"axis": None if axis is None else normalized_axis("argmin", axis, x.ndim)}
 
 
-@answers(method="min", numpy=("min", "amin"))
-def min(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
-    """The smallest over the axes; equal minima share the cotangent equally."""
-    return neg(max(neg(x), axis, keepdims=keepdims))
-
-
 @answers(method="mean", numpy=("mean",))
 def mean(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
     """The average over the axes."""
     x = as_array(x)
-    return div(
-        sum(x, axis, keepdims=keepdims), size_along(x.shape, normalized_axes("mean", axis, x.ndim))
-    )
+    axes = normalized_axes("mean", axis, x.ndim)
+    return div(sum(x, axes, keepdims=keepdims), size_along(x.shape, axes))
 
 
 @answers(method="var", numpy=("var",))
@@ -153,11 +163,8 @@ def log_softmax(x: Any, axis: Axes = -1) -> Array:
 
 
 @answers(numpy=("norm",))
-def norm(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
-    """sqrt(sum(x^2)) over the axes; at x = 0 its derivatives of every order are 0.
-
-    Differs from NumPy: without an axis it is the norm of all elements, whatever their shape.
-    """
+def norm(x: Any, *, axis: Axes = None, keepdims: bool = False) -> Array:
+    """sqrt(sum(x^2)) over the axes; at x = 0 its derivatives of every order are 0."""
     squares = sum(square(x), axis, keepdims=keepdims)
     zero = equal(squares, 0)
     return where(zero, 0.0, sqrt(where(zero, 1.0, squares)))

@@ -32,7 +32,7 @@ def normalized_axes(where: str, axis: int | Shape | None, ndim: int) -> Shape:
     """The axes a reduction goes over, counted from the front; None means all."""
     if axis is None:
         return tuple(range(ndim))
-    axes = (axis,) if isinstance(axis, int) else axis
+    axes = axis if isinstance(axis, tuple | list) else (axis,)
     return tuple(normalized_axis(where, a, ndim) for a in axes)
 
 
@@ -49,9 +49,10 @@ def reshape(xp: Any, x: Any, *, shape: Shape) -> Any:
 
 
 @reshape.signature
-def _(x: Any, *shape: Any, **params: Any) -> Any:
-    wanted = params.get("shape", shape[0] if len(shape) == 1 else shape)
-    return (x,), {"shape": (wanted,) if isinstance(wanted, int) else tuple(wanted)}
+def _(x: Any, *sides: Any, shape: Any = None) -> Any:
+    if shape is None:
+        shape = sides[0] if len(sides) == 1 else sides
+    return (as_array(x),), {"shape": tuple(shape) if isinstance(shape, tuple | list) else (shape,)}
 
 
 @reshape.vjp("x")
@@ -72,10 +73,13 @@ def transpose(xp: Any, x: Any, *, axes: Shape) -> Any:
 
 
 @transpose.signature
-def _(x: Any, axes: Sequence[int] | None = None) -> Any:
+def _(x: Any, *order: Any, axes: Any = None) -> Any:
     x = as_array(x)
-    order = range(x.ndim)[::-1] if axes is None else axes
-    return (x,), {"axes": tuple(normalized_axis("transpose", a, x.ndim) for a in order)}
+    if axes is None:
+        axes = order[0] if len(order) == 1 else order or None
+    if axes is None:
+        axes = tuple(range(x.ndim)[::-1])
+    return (x,), {"axes": normalized_axes("transpose", axes, x.ndim)}
 
 
 @transpose.vjp("x")
@@ -243,13 +247,16 @@ def moveaxis(x: Any, source: int, destination: int) -> Array:
 def expand_dims(x: Any, axis: int | Shape) -> Array:
     """New sides of length 1 at the places they have in the result."""
     x = as_array(x)
-    return reshape.apply((x,), {"shape": _expanded(x.shape, axis)})
+    axes = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
+    return reshape.apply((x,), {"shape": _expanded(x.shape, axes)})
 
 
 @functools.cache
-def _expanded(shape: Shape, axis: int | Shape) -> Shape:
-    ndim = len(shape) + (1 if isinstance(axis, int) else len(axis))
-    new = normalized_axes("expand_dims", axis, ndim)
+def _expanded(shape: Shape, axes: Shape) -> Shape:
+    ndim = len(shape) + len(axes)
+    new = set(normalized_axes("expand_dims", axes, ndim))
+    if len(new) < len(axes):
+        raise ShapeError(f"expand_dims: axes {axes} name a place twice. Name each once.")
     sides = iter(shape)
     return tuple(1 if i in new else next(sides) for i in range(ndim))
 

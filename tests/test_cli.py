@@ -1,0 +1,148 @@
+"""The command line, as a user types it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mamlnp import checks, cli
+from mamlnp.op import registry
+
+TINY = ["--meta-iterations", "4", "--validate-every", "2", "--validation-tasks", "5"]
+DATA = os.environ.get("MAMLNP_DATA")
+
+
+def run(*arguments: str) -> int:
+    """The exit status."""
+    try:
+        cli.main(arguments)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        assert run(*arguments) == 0
+        text = capsys.readouterr().out
+        assert all(word in text for word in ("train sine", "train omniglot", "evaluate", "check"))
+
+
+@pytest.mark.parametrize("command", [["train", "sine"], ["train", "omniglot"], ["evaluate"]])
+def test_every_command_explains_its_options(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*command, "--help") == 0
+    assert f"mamlnp {' '.join(command)}" in capsys.readouterr().out
+
+
+def test_version_names_what_results_depend_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("mamlnp", "numpy", "numba", "blas"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["bogus"], "'bogus' is not a command"),
+        (["train", "bogus"], "'train bogus' is not a command"),
+        (["evaluate", "nowhere"], "nowhere: there is no such folder"),
+        (["train", "sine", "--resume", "nowhere"], "nowhere: there is no such folder"),
+        (["train", "omniglot", "--data", "nowhere"], "nowhere"),
+        (["train", "sine", "--meta-batch-size", "0"], "meta_batch_size is 0"),
+        (["train", "sine", "--inner-steps", "-1"], "inner_steps is -1"),
+        (["check", "--op", "bogus"], "there is no 'bogus' to check"),
+        (["check", "--order", "7"], "7 is not an order to check"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_leaves_nothing(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.strip().splitlines()) == 1
+    assert not Path("runs").exists()
+
+
+def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "sine", "--seeed", "1") == 2
+    assert "--seeed" in "".join(capsys.readouterr())
+
+
+def test_train_evaluate_and_resume_sine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "sine", *TINY) == 0
+    out = capsys.readouterr().out
+    assert "second order" in out and "mamlnp evaluate runs/sine" in out
+    assert sorted(os.listdir("runs/sine")) == [
+        "checkpoint.safetensors",
+        "config.json",
+        "curve.png",
+        "metrics.csv",
+    ]
+    assert run("evaluate", "runs/sine", "--tasks", "10", "--json", "rows.json") == 0
+    record = json.loads(Path("rows.json").read_text())
+    assert {"setting", "method", "steps", "mean", "ci95", "tasks"} <= set(record["rows"][0])
+    assert record["config"]["meta_iterations"] == 4
+
+    assert run("train", "sine", "--resume", "runs/sine") == 0  # already done: nothing changes
+    assert run("train", "sine", "--resume", "runs/sine", "--seed", "5") == 2
+    assert "keeps its settings" in capsys.readouterr().err
+    assert run("train", "omniglot", "--resume", "runs/sine") == 2
+    assert run("train", "sine", *TINY, "--out", "runs/sine") == 2
+    assert "not empty" in capsys.readouterr().err
+    assert run("train", "sine", *TINY) == 0
+    assert Path("runs/sine-2").is_dir()
+
+
+def test_first_order_is_said_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "sine", *TINY, "--first-order") == 0
+    assert "first order" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(DATA is None, reason="MAMLNP_DATA does not name a folder with Omniglot")
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_train_and_evaluate_omniglot(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--preset", preset, "--filters", "4", "--meta-batch-size", "2"]
+    assert run("train", "omniglot", *TINY, *options) == 0
+    config = json.loads(Path("runs/omniglot/config.json").read_text())["config"]
+    assert config["head_std"] == (1.0 if preset == "paper" else 0.1)
+    assert run("evaluate", "runs/omniglot", "--tasks", "10") == 0
+    text = capsys.readouterr().out
+    assert "held-out characters" in text and "transductive" in text
+
+
+def test_check_prints_a_verdict_and_writes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("check", "--op", "matmul", "--order", "2", "--json", "check.json") == 0
+    text = capsys.readouterr().out
+    assert "1 right, 0 wrong" in text and "order 2" in text and "order 3" not in text
+    (row,) = json.loads(Path("check.json").read_text())["rows"]
+    assert row["name"] == "matmul" and row["passed"] and len(row["errors"]) == 2
+
+
+def test_check_fails_on_a_wrong_rule(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sin = registry["sin"]
+
+    def wrong(ct: Any, out: Any, x: Any) -> Any:
+        return ct * out
+
+    monkeypatch.setitem(sin.rules, 0, wrong)
+    assert run("check", "--op", "sin") == 1
+    text = capsys.readouterr().out
+    assert "WRONG" in text and "0 right, 1 wrong: sin" in text
+
+
+def test_everything_that_can_be_checked_is_right() -> None:
+    table = list(checks.all_rows(order=2))
+    assert [row.name for row in table] == checks.names()
+    assert all(row.passed for row in table), [row for row in table if not row.passed]

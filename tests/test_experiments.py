@@ -1,0 +1,245 @@
+"""Training, resuming, evaluating: the experiments on small budgets and made-up images."""
+
+import csv
+import dataclasses
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mamlnp import maml, tree
+from mamlnp.errors import DataError
+from mamlnp.experiments import loop, omniglot, sine
+from mamlnp.experiments.scores import Row, adaptation_scores, as_records, as_table, rows
+from mamlnp.runs import create_run
+from mamlnp.tasks import Batch, Task, counted_rng
+from mamlnp.tasks.fewshot import ClassImages
+
+SINE = sine.Config(
+    meta_iterations=40, validate_every=10, baseline_iterations=15, validation_tasks=20
+)
+OMNIGLOT = omniglot.Config(
+    filters=4, meta_iterations=6, meta_batch_size=2, validate_every=3, validation_tasks=4
+)
+
+
+def made_up_characters() -> omniglot.Data:
+    rng = np.random.default_rng(0)
+    prototypes = rng.random((24, 1, 28, 28, 1)) < 0.3
+    flipped = rng.random((24, 20, 28, 28, 1)) < 0.05
+    images = np.where(prototypes ^ flipped, 255, 0).astype(np.uint8)
+    return {
+        split: ClassImages(images[part], tuple(map(str, range(8))), rotations=True)
+        for split, part in (
+            ("train", slice(8)),
+            ("validation", slice(8, 16)),
+            ("test", slice(16, 24)),
+        )
+    }
+
+
+CASES: dict[str, tuple[Any, Any, Any]] = {
+    "sine": (sine, SINE, sine.load(SINE)),
+    "omniglot": (omniglot, OMNIGLOT, made_up_characters()),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> tuple[str, Any, Any, Any]:
+    return request.param, *CASES[request.param]
+
+
+def trained(case: tuple[str, Any, Any, Any], path: Path) -> Any:
+    name, experiment, config, data = case
+    run = create_run(name, config, path)
+    experiment.train(config, run, data)
+    return run
+
+
+def without_clock(run: Any) -> list[dict[str, str]]:
+    with (run.path / "metrics.csv").open() as file:
+        return [
+            {k: v for k, v in row.items() if k != "wall_seconds"} for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_arrays(a: Any, b: Any) -> None:
+    assert [path for path, _ in tree.items(a)] == [path for path, _ in tree.items(b)]
+    for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(
+    case: tuple[str, Any, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, experiment, config, data = case
+    unbroken = trained(case, tmp_path / "unbroken")
+    calls, meta_step = [], maml.meta_step
+
+    def interrupted_once(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return meta_step(*args, **kwargs)
+
+    monkeypatch.setattr(maml, "meta_step", interrupted_once)
+    run = create_run(name, config, tmp_path / "broken")
+    with pytest.raises(loop.Interrupted, match=r"stopped after 4 of .*--resume"):
+        experiment.train(config, run, data)
+    assert run.load().iteration == 4
+    experiment.train(config, run, data, resume=True)
+
+    whole, resumed = unbroken.load(), run.load()
+    assert_same_arrays(whole.arrays, resumed.arrays)
+    assert whole.meta["best"] == resumed.meta["best"]
+    assert without_clock(unbroken) == without_clock(run)
+
+
+def test_a_run_that_was_stopped_early_can_be_evaluated(
+    case: tuple[str, Any, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, experiment, config, data = case
+    run = create_run(name, config, tmp_path / "run")
+    meta_step = maml.meta_step
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return meta_step(*args, **kwargs)
+
+    monkeypatch.setattr(maml, "meta_step", interrupted)
+    with pytest.raises(loop.Interrupted):
+        experiment.train(config, run, data)
+    table, _ = experiment.evaluate(config, run, data, tasks=4)
+    assert table
+
+
+def test_training_lowers_the_loss_and_leaves_pictures(tmp_path: Path) -> None:
+    config = dataclasses.replace(SINE, meta_iterations=300, validate_every=100)
+    run = create_run("sine", config, tmp_path / "run")
+    sine.train(config, run, sine.load(config))
+    losses = [float(row["train_loss"]) for row in without_clock(run)]
+    assert losses[-1] < 0.9 * losses[0]
+    table, text = sine.evaluate(config, run, sine.load(config), tasks=30)
+    for name in ("curve.png", "error.png", "fits.png"):
+        with Image.open(run.path / name) as picture:
+            assert min(picture.size) > 200
+    assert "paper MAML" in text and "diverged" in text
+    methods = {row.method for row in table if row.setting == "sine 10-shot"}
+    assert methods == {"MAML", "pretrained", "random init", "oracle"}
+    maml_rows = [row for row in table if row.method == "MAML" and row.setting == "sine 5-shot"]
+    assert [row.steps for row in maml_rows] == list(range(11))
+    assert {row.tasks for row in maml_rows} == {30}
+
+
+def test_the_best_parameters_are_kept_not_the_last(tmp_path: Path) -> None:
+    config = dataclasses.replace(SINE, meta_iterations=40)
+    run = create_run("sine", config, tmp_path / "run")
+    scores = iter([3.0, 1.0, 2.0, 4.0])
+    states = []
+
+    def step(state: Any, n: int) -> tuple[Any, float]:
+        return {"params": np.full(2, float(n))}, 1.0
+
+    def validate(state: Any) -> tuple[float, dict[str, float]]:
+        states.append(state)
+        return next(scores), {}
+
+    loop.train(
+        run,
+        iterations=40,
+        validate_every=10,
+        init=lambda: {"params": np.zeros(2)},
+        step=step,
+        validate=validate,
+    )
+    best, iteration = loop.best_state(run)
+    assert iteration == 20
+    np.testing.assert_array_equal(best["params"].numpy(), states[1]["params"])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    config = dataclasses.replace(SINE, inner_lr=1e30)
+    run = create_run("sine", config, tmp_path / "run")
+    with np.errstate(all="ignore"), pytest.raises(DataError, match=r"training loss is (nan|inf)"):
+        sine.train(config, run, sine.load(config))
+
+
+def test_omniglot_learns_made_up_characters(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        OMNIGLOT, filters=8, meta_iterations=60, meta_batch_size=4, validate_every=30
+    )
+    run = create_run("omniglot", config, tmp_path / "run")
+    data = made_up_characters()
+    omniglot.train(config, run, data)
+    table, text = omniglot.evaluate(config, run, data, tasks=30)
+    after = {row.method: row.mean for row in table if row.steps == config.eval_steps}
+    before = {row.method: row.mean for row in table if row.steps == 0}
+    assert all(after[m] > 0.5 > before[m] for m in after)
+    assert "15 q/class" in text and "98.7" in text
+
+
+def test_presets_differ_where_the_authors_do() -> None:
+    paper, default = omniglot.PRESETS["paper"], omniglot.PRESETS["default"]
+    params = {"conv1": {"w": 0, "beta": 0}, "head": {"w": 0, "b": 0}}
+    assert omniglot.inner_lr(paper, params) == {
+        "conv1": {"w": 2.0, "beta": 0},
+        "head": {"w": 2.0, "b": 2.0},
+    }
+    assert omniglot.inner_lr(default, params) == 2.0
+    net = omniglot.network(paper)
+    first = net.init(rng=counted_rng(0, "init"))
+    assert "gamma" not in first["conv1"]
+    assert abs(first["head"]["w"].numpy().std() - 1.0) < 0.15
+    for config in (paper, default):
+        assert "second order" in config.describe()["meta-gradient"]
+        assert "transductive" in config.describe()["batch norm"]
+
+
+def test_adaptation_scores_are_those_of_adapt() -> None:
+    params = sine.initial_params(SINE)
+    task = sine.load(SINE).sample(3, num_shots=5, num_queries=7, rng=np.random.default_rng(0))
+    scores = adaptation_scores(sine.loss, sine.loss, params, task, steps=2, inner_lr=0.01)
+    for steps in range(3):
+        adapted = maml.adapt(sine.loss, params, task.support, inner_lr=0.01, inner_steps=steps)
+        np.testing.assert_array_equal(scores[steps], sine.loss(adapted, task.query).numpy())
+
+
+def test_rows_have_the_mean_its_interval_and_the_diverged() -> None:
+    scores = np.array([[1.0, 3.0, 2.0, 2.0], [1.0, np.inf, np.nan, 200.0]])
+    first, second = rows("setting", "method", scores)
+    assert (first.mean, first.tasks, first.diverged) == (2.0, 4, 0)
+    assert first.ci95 == pytest.approx(1.96 * np.sqrt(0.5) / 2)
+    assert second.diverged == 3
+    assert json.loads(json.dumps(as_records([second])))[0]["mean"] is None
+    assert "2.000 +- 0.693" in as_table([first], ["method"])
+    assert "50.0 +- 0.5" in as_table([Row("s", "m", 0, 0.5, 0.005, 9)], ["m"], percent=True)
+
+
+def test_evaluation_tasks_differ_and_are_the_same_for_every_run() -> None:
+    data = made_up_characters()["test"]
+    chunks = [list(omniglot._chunks(OMNIGLOT, data, 30, 1, "test", 5)) for _ in range(2)]
+    assert [len(task.support.x) for task in chunks[0]] == [25, 5]
+    for a, b in zip(*chunks, strict=True):
+        assert_same_arrays(a, b)
+    images = chunks[0][0].support.x
+    assert all(not np.array_equal(images[0], other) for other in images[1:])
+
+
+def test_the_oracle_is_told_amplitude_and_phase() -> None:
+    told = sine._told(Batch(np.zeros((2, 3, 1)), None), np.full((2, 1, 1), 4.0), np.ones((2, 1, 1)))
+    np.testing.assert_array_equal(told.x[0], [[0, 4, 1]] * 3)
+
+
+def test_fine_tuning_step_size_is_tuned_on_the_tasks_given() -> None:
+    task = sine.load(SINE).sample(50, num_shots=5, num_queries=20, rng=np.random.default_rng(0))
+    params = sine.initial_params(SINE)
+    chosen = sine._tuned_lr(params, Task(*task))
+    errors = {
+        lr: adaptation_scores(sine.loss, sine.loss, params, task, steps=10, inner_lr=lr)[-1].mean()
+        for lr in sine.FINE_TUNING_LRS
+    }
+    assert chosen == min(errors, key=errors.__getitem__)
