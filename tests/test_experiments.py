@@ -156,8 +156,8 @@ def test_the_best_parameters_are_kept_not_the_last(tmp_path: Path) -> None:
         step=step,
         validate=validate,
     )
-    best, iteration = loop.best_state(run)
-    assert iteration == 20
+    best, about = loop.best_state(run)
+    assert "meta-iteration 20, best of 40" in about
     np.testing.assert_array_equal(best["params"].numpy(), states[1]["params"])
 
 

@@ -4,8 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import mamlnp as ml
 from mamlnp import array, check_grads, check_hvp, check_meta_gradient, maml

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import mamlnp as ml
 from mamlnp import Batch, Task, array, check_meta_gradient, grad, maml, nn, optim, tree

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pooch
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from mamlnp.errors import DataError, ShapeError

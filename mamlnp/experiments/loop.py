@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -124,16 +124,29 @@ def train(
                 )
 
 
-def best_state(run: Run) -> tuple[Tree, int]:
-    """The best state by validation of a run, and after how many meta-iterations it was.
+class Best(NamedTuple):
+    """A run's best state by validation; what it had, if it was stopped before validating.
 
-    A run that was stopped before its first validation gives what it had.
+    Attributes:
+        state: as the run's steps made it.
+        about: one line on where it comes from.
     """
+
+    state: Tree
+    about: str
+
+
+def best_state(run: Run) -> Best:
+    """Read a run's best state from its checkpoint."""
     checkpoint = run.load()
     iteration = checkpoint.meta["best"]["iteration"]
-    if iteration is None:
-        return _from_host(checkpoint.arrays["state"]), checkpoint.iteration
-    return _from_host(checkpoint.arrays["best"]), iteration
+    state = checkpoint.arrays["state" if iteration is None else "best"]
+    about = (
+        f"{run.path}: parameters of meta-iteration {iteration or checkpoint.iteration}, best of "
+        f"{checkpoint.iteration} on validation tasks; trained for "
+        f"{checkpoint.meta['wall_seconds']:.0f} s"
+    )
+    return Best(_from_host(state), about)
 
 
 def _to_host(leaf: Any) -> np.ndarray:

@@ -244,7 +244,7 @@ def evaluate(config: Config, run: Run, data: Data, *, tasks: int = 600) -> tuple
     Returns:
         The rows, and a table as text.
     """
-    state, iteration = loop.best_state(run)
+    state, about = loop.best_state(run)
     test = data["test"]
     name = f"omniglot {config.num_ways}-way {config.num_shots}-shot"
     table: list[Row] = []
@@ -254,7 +254,7 @@ def evaluate(config: Config, run: Run, data: Data, *, tasks: int = 600) -> tuple
             name, f"MAML, {queries} q/class", _accuracies(config, state["params"], chunks)
         )
     parts = [
-        f"{run.path}: parameters of meta-iteration {iteration}",
+        about,
         f"{name}: accuracy in %, 95 % interval over {tasks} tasks of {len(test.names)} held-out "
         f"characters; split {config.split}, transductive batch norm",
         as_table(table, [f"MAML, {queries} q/class" for queries in (1, 15)], percent=True),

@@ -204,11 +204,9 @@ def evaluate(
     Returns:
         The rows, and the tables as text.
     """
-    state, iteration = loop.best_state(run)
+    state, about = loop.best_state(run)
     table: list[Row] = []
-    parts = [
-        f"{run.path}: parameters of meta-iteration {iteration}; mean squared error, 95 % interval"
-    ]
+    parts = [about, "mean squared error, 95 % interval over tasks"]
     validation = _validation_tasks(config, waves)
     baselines = {"pretrained": state["pretrained"]["params"], "random init": initial_params(config)}
     methods = {"MAML": (state["maml"]["params"], config.inner_lr)} | {
