@@ -33,6 +33,11 @@ def _plain(axes: Any) -> None:
     axes.grid(alpha=0.25)
 
 
+def _legend(figure: Figure, axes: Any, columns: int = 3) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+
+
 def learning_curve(run: Run, columns: Sequence[str], label: str, *, log: bool = True) -> None:
     """``curve.png`` in the run's folder: columns of metrics.csv against meta-iterations."""
     with (run.path / METRICS).open(encoding="utf-8", newline="") as file:
@@ -47,9 +52,14 @@ def learning_curve(run: Run, columns: Sequence[str], label: str, *, log: bool = 
             shown = name.replace("_", " ")
             axes.plot(iterations, values, label=shown, color=colour, marker=".", markersize=3)
         axes.set(xlabel="meta-iterations", ylabel=label, title=f"{run.experiment}: learning curve")
-        axes.set_yscale("log" if log else "linear")
+        if log:
+            axes.set_yscale("log")
+            top = 2 * max(float(table[0][name]) for name in columns)
+            if any(not float(row[name]) < top for row in table for name in columns):
+                axes.set_ylim(top=top)
+                axes.set_title(f"{axes.get_title()} (spikes: a task diverged)")
         _plain(axes)
-        axes.legend(frameon=False)
+        _legend(figure, axes)
 
 
 def error_against_steps(path: Path, table: Sequence[Row]) -> None:
@@ -74,7 +84,7 @@ def error_against_steps(path: Path, table: Sequence[Row]) -> None:
             ylim=(0, None),
         )
         _plain(axes)
-        axes.legend(frameon=False, ncols=2)
+        _legend(figure, axes)
 
 
 def sine_fits(path: Path, task: Task, curves: dict[str, np.ndarray]) -> None:
@@ -102,5 +112,4 @@ def sine_fits(path: Path, task: Task, curves: dict[str, np.ndarray]) -> None:
                 )
                 axes.set_title(f"{name}, task {i + 1}", fontsize=10)
                 _plain(axes)
-        handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+        _legend(figure, panels[0][0], columns=5)
