@@ -655,6 +655,14 @@ def test_exceptions_leave_recording_as_it_was():
     close(derivative(f, 1)(2.0), 12.0)
     close(derivative(f, 2)(2.0), 12.0)
 
+    def forgiving(ct, out, x):
+        with pytest.raises(BreakdownError):
+            grad(fails_forward)(1.0)
+        assert not recording.on
+        return 2 * ct
+
+    assert grad(watched("forgiving", forgiving))(3.0).serial == 0
+
 
 def test_an_op_without_a_rule_is_named():
     def forward(xp, x):

@@ -148,14 +148,10 @@ def test_the_best_parameters_are_kept_not_the_last(tmp_path: Path) -> None:
         states.append(state)
         return next(scores), {}
 
-    loop.train(
-        run,
-        iterations=40,
-        validate_every=10,
-        init=lambda: {"params": np.zeros(2)},
-        step=step,
-        validate=validate,
-    )
+    def init() -> Any:
+        return {"params": np.zeros(2)}
+
+    loop.train(run, config, init=init, step=step, validate=validate)
     best, about = loop.best_state(run)
     assert "meta-iteration 20, best of 40" in about
     np.testing.assert_array_equal(best["params"].numpy(), states[1]["params"])

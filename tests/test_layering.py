@@ -186,7 +186,7 @@ def value_and_cotangents(op, seed):
     args, params = op.draw(Draw(np.random.default_rng(seed)))
 
     def is_float(x):
-        return getattr(x, "dtype", None) == float
+        return hasattr(x, "dtype") and x.dtype.kind == "f"
 
     def f(*floats):
         rest = iter(floats)
@@ -232,10 +232,8 @@ def test_a_meta_gradient_is_computed_elsewhere(elsewhere, method):
 
     def meta_gradient():
         params = ml.tree.map(ml.array, weights)
-        support, query = (
-            ml.Batch(*map(ml.array, both)) for both in zip(images, labels, strict=True)
-        )
-        task = ml.Task(support, query)
+        batches = zip(map(ml.array, images), map(ml.array, labels), strict=True)
+        task = ml.Task(*(ml.Batch(x, y) for x, y in batches))
         value, gradient = ml.maml.meta_gradient(
             loss, params, task, inner_lr=0.1, inner_steps=2, method=method
         )

@@ -476,6 +476,16 @@ def test_what_is_held_still_feels_the_curvature(method):
     close(grads, {"u": by_u, "v": by_v})
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_what_is_held_is_not_even_touched():
+    def loss(params, batch):  # its derivative by what is held is infinite at 0
+        return ml.sqrt(params["held"]) + params["free"] * batch.x
+
+    batch = Batch(np.ones(2), np.ones(2))
+    adapted = maml.adapt(loss, {"held": 0.0, "free": 1.0}, batch, inner_lr={"held": 0, "free": 0.1})
+    close(adapted, {"held": [0.0, 0.0], "free": [0.9, 0.9]})
+
+
 # ---- optimisers inside and outside
 
 

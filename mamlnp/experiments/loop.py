@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +25,15 @@ Tree = Any
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
     """Ctrl-C: the run was saved and can be resumed."""
+
+
+class Schedule(Protocol):
+    """What every experiment's Config has."""
+
+    @property
+    def meta_iterations(self) -> int: ...
+    @property
+    def validate_every(self) -> int: ...
 
 
 MAY_BE_ZERO = ("seed", "split_seed", "head_std", "baseline_iterations")
@@ -45,9 +54,8 @@ def check_settings(config: Any) -> None:
 
 def train(
     run: Run,
+    schedule: Schedule,
     *,
-    iterations: int,
-    validate_every: int,
     init: Callable[[], Tree],
     step: Callable[[Tree, int], tuple[Tree, float]],
     validate: Callable[[Tree], tuple[float, dict[str, float]]],
@@ -60,8 +68,8 @@ def train(
 
     Args:
         run: where config, metrics and checkpoint are.
-        iterations: how many in all.
-        validate_every: after how many a row is logged and the checkpoint replaced.
+        schedule: a Config: how many meta-iterations in all, and after how many each a row is logged
+            and the checkpoint replaced.
         init: makes the first state, a nested dict of Arrays and numbers.
         step: (state, n) -> (new state, training loss).
         validate: state -> (score, what to log); the lowest score is the best.
@@ -70,6 +78,7 @@ def train(
         Interrupted: after Ctrl-C, with everything saved.
         DataError: the loss is not a finite number any more.
     """
+    iterations, validate_every = schedule.meta_iterations, schedule.validate_every
     start, seconds = 0, 0.0
     best: dict[str, Any] = {"iteration": None, "score": None}
     recent: list[float] = []

@@ -78,7 +78,7 @@ class Config:
     first_order: bool = False
     meta_iterations: int = 60_000
     meta_batch_size: int = 32
-    meta_lr: float = 1e-3
+    meta_lr: float = 3e-3
     meta_lr_decay: Literal["cosine", "none"] = "cosine"
     resize: Literal["antialias", "nearest"] = "antialias"
     split: Literal["vinyals", "random"] = "vinyals"
@@ -108,6 +108,7 @@ PRESETS = {
         head_std=1.0,
         gamma=False,
         adapt_norm=False,
+        meta_lr=1e-3,
         meta_lr_decay="none",
         resize="nearest",
         split="random",
@@ -224,15 +225,7 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
         score = float(means[config.eval_steps])
         return -score, {"validation_accuracy": score}
 
-    loop.train(
-        run,
-        iterations=config.meta_iterations,
-        validate_every=config.validate_every,
-        init=init,
-        step=step,
-        validate=validate,
-        resume=resume,
-    )
+    loop.train(run, config, init=init, step=step, validate=validate, resume=resume)
     plots.learning_curve(run, ["train_loss", "validation_accuracy"], "loss, accuracy", log=False)
 
 

@@ -174,15 +174,7 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
         score = float(means[[1, 5, 10]].mean())
         return score if np.isfinite(score) else float("inf"), shown
 
-    loop.train(
-        run,
-        iterations=config.meta_iterations,
-        validate_every=config.validate_every,
-        init=init,
-        step=step,
-        validate=validate,
-        resume=resume,
-    )
+    loop.train(run, config, init=init, step=step, validate=validate, resume=resume)
     plots.learning_curve(
         run, ["train_loss", "validation_1_steps", "validation_10_steps"], "mean squared error"
     )
