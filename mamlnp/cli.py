@@ -89,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print("\n".join(f"{name:18} {value}" for name, value in versions().items()))
             case ["train", name, *options] if name in EXPERIMENTS:
                 _train(name, options)
+            case ["train", *_]:
+                raise DataError(
+                    f"train: {' '.join(arguments[1:2]) or 'nothing'} is not an experiment. "
+                    f"Pass one of: {', '.join(EXPERIMENTS)}."
+                )
             case ["evaluate", *options]:
                 _evaluate(_parsed(Evaluate, "mamlnp evaluate", options))
             case ["check", *options]:

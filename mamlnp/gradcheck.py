@@ -119,7 +119,7 @@ def check_grads(
 
     Raises:
         GradientError: a derivative is wrong. The message names the function, the argument and the
-            order, both numbers, and the first op on the tape whose own rules fail the check.
+            order, both numbers, and the op whose own rules fail the check at the lowest order.
         GradientError: every direction crosses a kink, so there is nothing to compare with.
 
     >>> from mamlnp import array

@@ -53,7 +53,7 @@ def test_version_names_what_results_depend_on(capsys: pytest.CaptureFixture[str]
     ("arguments", "expected"),
     [
         (["bogus"], "'bogus' is not a command"),
-        (["train", "bogus"], "'train bogus' is not a command"),
+        (["train", "bogus"], "train: bogus is not an experiment"),
         (["evaluate", "nowhere"], "nowhere: there is no such folder"),
         (["train", "sine", "--resume", "nowhere"], "nowhere: there is no such folder"),
         (["train", "omniglot", "--data", "nowhere"], "nowhere"),

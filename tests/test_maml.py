@@ -513,19 +513,26 @@ def test_plain_descent_as_an_inner_optimizer_is_plain_descent():
     )
 
 
-def test_every_task_has_its_own_optimizer_state():
+@pytest.mark.parametrize("name", inner_optimizers)
+def test_every_task_has_its_own_optimizer(name):
     loss, params, task = regression()
-    how = {"inner_optimizer": optim.adam(0.05), "inner_steps": 3}
-    adapted = maml.adapt(loss, params, task.support, **how)
+    optimizer = inner_optimizers[name]()
+    adapted = maml.adapt(loss, params, task.support, inner_optimizer=optimizer, inner_steps=3)
     for t in range(3):
-        alone = maml.adapt(loss, params, one_task(task.support, t), **how)
-        close(tree.map(lambda p, t=t: p[t : t + 1], adapted), alone)
+        theta, state = params, optimizer.init(params)
+        for _ in range(3):
+            grads = grad(lambda p, t=t: loss(p, one_task(task.support, t))[0])(theta)
+            theta, state = optimizer.update(theta, grads, state)
+        close(tree.map(lambda p, t=t: p[t], adapted), theta)
 
 
 def test_wrong_combinations_are_refused():
     loss, params, task = regression()
-    with pytest.raises(ValueError, match=r"method 'hvp' is for plain gradient descent.*backprop"):
-        maml.meta_gradient(loss, params, task, method="hvp", inner_optimizer=optim.adam())
+    for extra in ({}, {"inner_lr": 0.1}):
+        with pytest.raises(ValueError, match=r"'hvp' is for plain gradient descent.*backprop"):
+            maml.meta_gradient(
+                loss, params, task, method="hvp", inner_optimizer=optim.adam(), **extra
+            )
     with pytest.raises(ValueError, match="no inner_lr"):
         maml.meta_gradient(loss, params, task, method="hvp")
     with pytest.raises(ValueError, match=r"method 'forward'\. Pass 'backprop' or 'hvp'"):
