@@ -63,7 +63,7 @@ def main() -> None:
         print(_line(f"{method}, median" if "paper" not in method else method, means, None))
     if options.json:
         partial = options.json.with_suffix(".partial")
-        partial.write_text(json.dumps(records).replace("{\"setting", "\n{\"setting") + "\n")
+        partial.write_text(json.dumps(records).replace('{"setting', '\n{"setting') + "\n")
         partial.replace(options.json)
 
 

@@ -88,4 +88,9 @@ def _classified(where: str, logits: Any, labels: Any) -> tuple[Array, Array]:
             f"{where}: logits {describe(logits)} and labels {describe(labels)} do not fit. "
             "Pass logits (..., N, classes) and integer labels (..., N)."
         )
+    if labels.size and not 0 <= labels.value.min() <= labels.value.max() < logits.shape[-1]:
+        raise ShapeError(
+            f"{where}: labels run from {labels.value.min()} to {labels.value.max()} but there are "
+            f"{logits.shape[-1]} classes. Number the classes from 0."
+        )
     return logits, labels

@@ -1,6 +1,7 @@
 """Losses and scores: values, shapes with and without the task axis, derivatives, errors."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -133,3 +134,10 @@ def test_the_reduction_is_explicit():
         mse(x, x, reduction="none")
     with pytest.raises(ValueError, match="reduction 'none' is not known"):
         cross_entropy(x, labels, reduction="none")
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+@pytest.mark.parametrize("score", [partial(cross_entropy, reduction="mean"), accuracy])
+def test_a_label_beyond_the_classes_is_refused(score, label):
+    with pytest.raises(ShapeError, match=rf"{label}.* but there are 2 classes"):
+        score(np.zeros((3, 2)), np.array([0, 1, label]))
