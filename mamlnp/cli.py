@@ -177,7 +177,7 @@ def _evaluate(asked: Evaluate) -> None:
     if asked.json is not None:
         record = {
             "run": os.fspath(run.path),
-            "config": run.config,
+            "config": {k: v for k, v in run.config.items() if k != "data"},  # where is no setting
             "versions": versions(),
             "rows": as_records(table),
         }
