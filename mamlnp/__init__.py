@@ -5,7 +5,7 @@ To read the code, follow the order in which each module imports only from those 
 ``errors``, ``backend`` (the seam to NumPy and numba), ``array`` (a value and how it was made),
 ``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``tree``, ``autodiff``
 (vjp, grad, hvp), ``losses``, ``optim``, ``nn``, ``tasks``, ``maml`` (Algorithms 1-3),
-``gradcheck``, ``runs``, ``plots``, ``experiments``, ``cli``.
+``gradcheck``, ``checks``, ``runs``, ``plots``, ``experiments``, ``cli``.
 """
 
 from . import (
