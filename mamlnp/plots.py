@@ -81,7 +81,7 @@ def error_against_steps(path: Path, table: Sequence[Row]) -> None:
             xlabel="gradient steps on the support points",
             ylabel="mean squared error",
             title=f"{table[0].setting}: {table[0].tasks} test tasks, band: 95 % interval",
-            ylim=(0, None),
+            ylim=(-0.1, None),
         )
         _plain(axes)
         _legend(figure, axes)
