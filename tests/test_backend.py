@@ -130,8 +130,9 @@ def test_put_is_a_loop(kernels, data):
     positions = laid_out(d.integers(many, -size, size - 1), d.integer(0, 2))
     values = laid_out(d.integers(many, -9, 9).astype(d.choice(TYPES)), d.integer(0, 2))
     expected = np.zeros(size, values.dtype)
-    for place in np.ndindex(many):
-        expected[positions[place]] += values[place]
+    with np.errstate(over="ignore"):  # small integers wrap, as they do in the kernels
+        for place in np.ndindex(many):
+            expected[positions[place]] += values[place]
     same(kernels.put(values, positions, shape), expected.reshape(shape))
 
 
