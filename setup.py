@@ -29,7 +29,7 @@ setup(
     packages=find_packages(include=["mamlnp", "mamlnp.*"]),
     package_data={"mamlnp": ["py.typed"]},
     install_requires=[
-        "numpy>=2.0",
+        "numpy>=2.1",
         "numba>=0.60",
         "matplotlib>=3.9",
         "pillow>=10.3",

@@ -4,8 +4,8 @@ To read the code, follow the order in which each module imports only from those 
 
 ``errors``, ``backend`` (the seam to NumPy and numba), ``array`` (a value and how it was made),
 ``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``tree``, ``autodiff``
-(vjp, grad, hvp), ``losses``, ``optim``, ``nn``, ``tasks``, ``maml`` (Algorithms 1-3),
-``gradcheck``, ``checks``, ``runs``, ``plots``, ``experiments``, ``cli``.
+(vjp, grad, hvp), ``compile`` (trace once, replay fast), ``losses``, ``optim``, ``nn``, ``tasks``,
+``maml`` (Algorithms 1-3), ``gradcheck``, ``checks``, ``runs``, ``plots``, ``experiments``, ``cli``.
 """
 
 from . import (
@@ -32,6 +32,7 @@ from .autodiff import (
     vjp,
 )
 from .backend import to_device, to_host, using_kernels
+from .compile import compile as compile
 from .gradcheck import check_grads, check_hvp, check_meta_gradient
 from .ops.elementwise import (
     abs as abs,
@@ -119,6 +120,7 @@ __all__ = [
     "check_meta_gradient",
     "checkpoint",
     "clip",
+    "compile",
     "concatenate",
     "conv2d",
     "cos",

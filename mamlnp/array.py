@@ -145,6 +145,8 @@ class Array:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
+        if not hasattr(self.value, "__array_interface__"):  # is only traced, or elsewhere
+            return f"Array({self.value!r})"
         return repr(backend.to_host(self.value)).replace("array(", "Array(", 1)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

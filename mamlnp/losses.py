@@ -11,7 +11,7 @@ from typing import Any, Literal
 from .array import Array
 from .errors import ShapeError
 from .op import as_array, describe
-from .ops.elementwise import equal, neg, one_hot, square, sub
+from .ops.elementwise import class_labels, equal, neg, one_hot, square, sub
 from .ops.reduce import argmax, log_softmax, mean, sum
 
 Reduction = Literal["mean", "sum"]
@@ -88,9 +88,4 @@ def _classified(where: str, logits: Any, labels: Any) -> tuple[Array, Array]:
             f"{where}: logits {describe(logits)} and labels {describe(labels)} do not fit. "
             "Pass logits (..., N, classes) and integer labels (..., N)."
         )
-    if labels.size and not 0 <= labels.value.min() <= labels.value.max() < logits.shape[-1]:
-        raise ShapeError(
-            f"{where}: labels run from {labels.value.min()} to {labels.value.max()} but there are "
-            f"{logits.shape[-1]} classes. Number the classes from 0."
-        )
-    return logits, labels
+    return logits, class_labels(labels, num_classes=logits.shape[-1])

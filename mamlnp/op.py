@@ -140,7 +140,7 @@ class Op:
                     tracked = True
                 if native is None:
                     native = value
-                elif value.dtype is not native.dtype:
+                elif value.dtype is not native.dtype or value.__class__ is not native.__class__:
                     mixed = True
             elif kind is float or kind is int or kind is bool:
                 values.append(arg)
@@ -148,12 +148,18 @@ class Op:
                 return self.apply(tuple(map(_lift, args)), params)
         if mixed:
             values = self._unified(args, values)
-        xp = backend.default_namespace() if native is None else namespaces[native.__class__]
+            native = next((v for v in values if _stands_for_one(v)), native)
+        xp = backend.default_namespace() if native is None else namespaces.get(native.__class__)
         try:
-            value = self.forward(xp, *values, **params)
+            if xp is None:  # not an array but what stands for one, and records what is done to it
+                value = native.apply(self, values, params)
+            else:
+                value = self.forward(xp, *values, **params)
+        except ShapeError:
+            raise
         except (ValueError, IndexError, TypeError, OverflowError) as error:
             raise self._explained(error, args, params) from error
-        if value.__class__ is not native.__class__:
+        if xp is not None and value.__class__ is not native.__class__:
             value = xp.asarray(value)
         if tracked and self.differentiable and recording.on:
             return Array(value, self, args, params or NOTHING, next(serials))
@@ -250,6 +256,11 @@ def describe(x: Any) -> str:
     if not hasattr(x, "shape"):
         return repr(x)
     return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+
+
+def _stands_for_one(value: Any) -> bool:
+    """Is it neither a native array nor a number (see compile/)?"""
+    return value.__class__ not in namespaces and hasattr(value, "dtype")
 
 
 def as_array(x: Any) -> Array:

@@ -263,6 +263,52 @@ def read_only(x):
     return x
 
 
+def compiled_replay_equals_eager(op, draw):
+    """Value, gradient and second derivative, replayed on other data than they were traced with."""
+    for draw.dtype in (np.float32, np.float64):
+        case = Case(op, draw)
+        places = [i for i, a in enumerate(case.args) if isinstance(a, np.ndarray)]
+
+        def f(arrays, weights, case=case, places=places):
+            args = list(case.args)
+            for i, x in zip(places, arrays, strict=True):
+                args[i] = x
+            floats = [args[i] for i in case.places]
+
+            def of_floats(floats):
+                full = list(args)
+                for i, x in zip(case.places, floats, strict=True):
+                    full[i] = x
+                return op.apply(tuple(full), case.params)
+
+            if not is_differentiable(case):
+                return of_floats(floats)
+            first = ml.grad(lambda xs: (of_floats(xs) * weights[0]).sum())
+            second = ml.grad(lambda xs: ml.dot(first(xs), weights[1]))
+            return of_floats(floats), first(floats), second(floats)
+
+        arrays = [case.args[i] for i in places]
+        out = case(*case.floats)
+        weights = [case.random_like(out), [case.random_like(x) for x in case.floats]]
+        compiled = ml.compile(f)
+        for shuffled in (arrays, [shuffle(draw, x) for x in arrays]):
+            for got, eager in zip(
+                ml.tree.leaves(compiled(shuffled, weights)),
+                ml.tree.leaves(f(shuffled, weights)),
+                strict=True,
+            ):
+                assert got.dtype == eager.dtype
+                scale = size(*case.floats, eager.numpy())
+                assert_close(
+                    got, eager, "float32" if got.dtype == np.float32 else "rounding", scale
+                )
+
+
+def shuffle(draw, x):
+    """The same elements elsewhere: other data that the op can take as well."""
+    return draw.rng.permutation(x.reshape(-1)).reshape(x.shape)
+
+
 def misfits_are_explained(op, draw):
     """Whatever shapes and types come, the op computes or raises one of its declared errors."""
     args, params = op.draw(draw)
@@ -293,7 +339,7 @@ def misfits_are_explained(op, draw):
 
 def called_by(op):
     """What may complain before the op itself does."""
-    return {"take": ["positions"], "rerun": ["vjp"]}.get(op.name, [])
+    return {"take": ["positions"], "rerun": ["vjp", "mul"]}.get(op.name, [])
 
 
 def float_types_do_not_mix(op, draw):
@@ -350,6 +396,14 @@ test_6_integers_beside_floats = law(DIFFERENTIABLE)(other_operands_may_be_intege
 test_7_mutation = law(EVERY_OP)(nothing_is_mutated)
 test_7_aliasing = law(EVERY_OP)(no_memory_is_shared_with_the_user)
 test_8_layout = law(EVERY_OP)(layout_does_not_matter)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", EVERY_OP)
+def test_9_compiled(name, seed):
+    compiled_replay_equals_eager(registry[name], Draw(np.random.default_rng(seed)))
+
+
 test_10_misfits = law(EVERY_OP)(misfits_are_explained)
 test_10_mixed_types = law(EVERY_OP)(float_types_do_not_mix)
 test_10_foreign_types = law(EVERY_OP)(only_real_numbers_are_taken)

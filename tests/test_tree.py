@@ -86,7 +86,7 @@ def test_sequences_of_other_types_meet():
 
 def test_a_prefix_stands_for_what_is_below():
     params = {"w": [0, 0], "b": Pair(0, (0,)), "none": None}
-    assert tree.broadcast({"w": 1, "b": (2, 3), "none": 4}, params) == {
+    assert tree.broadcast({"none": 4, "b": (2, 3), "w": 1}, params) == {
         "w": [1, 1],
         "b": Pair(2, (3,)),
         "none": None,

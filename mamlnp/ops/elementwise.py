@@ -10,7 +10,7 @@ from typing import Any
 
 from ..array import Array
 from ..draws import Draw, Drawn, Shape, nonzero, one, positive, reals, two
-from ..errors import DtypeError
+from ..errors import DtypeError, ShapeError
 from ..op import answers, as_array, op
 from .shape import sum_to
 
@@ -76,6 +76,17 @@ def ones_like(xp: Any, x: Any) -> Any:
 def one_hot(xp: Any, labels: Any, *, num_classes: int, dtype: Any = float) -> Any:
     """1 at each label, 0 elsewhere, along a new last axis: (...) -> (..., num_classes)."""
     return (xp.asarray(labels)[..., None] == xp.arange(num_classes)).astype(dtype)
+
+
+@op(draw=lambda d: ((d.integers(d.shape(), 0, 3),), {"num_classes": 4}), differentiable=False)
+def class_labels(xp: Any, labels: Any, *, num_classes: int) -> Any:
+    """The labels themselves, which have to be classes: integers from 0 to num_classes - 1."""
+    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ShapeError(
+            f"class_labels: they run from {labels.min()} to {labels.max()} but there are "
+            f"{num_classes} classes. Number the classes from 0."
+        )
+    return labels.copy()
 
 
 @op(draw=lambda d: ((d.integers(d.shape(), -3, 3),), {"dtype": d.dtype}), differentiable=False)

@@ -148,21 +148,21 @@ def _draw_put(d: Draw) -> Drawn:
 @op(draw=_draw_put, data=("indices",), linear_in=("x",))
 def put(xp: Any, x: Any, indices: Any, *, shape: Shape) -> Any:
     """Zeros of ``shape`` with each element of x added at its flat index: the transpose of take."""
+    size = math.prod(shape)
+    if indices.size and not -size <= indices.min() <= indices.max() < size:
+        raise ShapeError(
+            f"put: indices from {indices.min()} to {indices.max()} do not fit the {size} elements "
+            f"of shape {shape}. Pass indices from {-size} to {size - 1}."
+        )
     return backend.kernels_of(x).put(x, indices, shape)
 
 
 @put.signature
 def _(x: Any, indices: Any, shape: Shape) -> Any:
     x, indices = as_array(x), _whole_numbers("put", indices)
-    size = math.prod(shape)
     if x.shape != indices.shape:
         raise ShapeError(
             f"put: x has shape {x.shape} but indices {indices.shape}. Pass one index an element."
-        )
-    if indices.size and not -size <= indices.min().item() <= indices.max().item() < size:
-        raise ShapeError(
-            f"put: indices from {indices.min().item()} to {indices.max().item()} do not fit the "
-            f"{size} elements of shape {tuple(shape)}. Pass indices from {-size} to {size - 1}."
         )
     return (x, indices), {"shape": tuple(shape)}
 

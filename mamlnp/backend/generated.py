@@ -1,0 +1,309 @@
+"""Fused loops as numba source, compiled once and kept on disk.
+
+A :class:`LoopNest` says what to compute; :func:`source` writes it down so that a person can read
+it, and :func:`kernel` gives the address of the compiled function. Sides, strides, addresses and
+numbers come in a row of 64-bit integers when it is called, so that one kernel serves every layer
+and inner step that do the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import inspect
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import memory, replay
+
+CODES = {np.dtype(t): t for t in ("f4", "f8", "i8", "b1")}
+
+
+class Operand(NamedTuple):
+    """Attributes:
+    code: the elements' type, "f4", "f8", "i8" or "b1".
+    inner: the innermost stride in elements: 0, 1, or -1 for any other.
+    """
+
+    code: str
+    inner: int
+
+
+class Value(NamedTuple):
+    """One elementwise operation.
+
+    Attributes:
+        op: its name.
+        args: ("x", i): the i-th operand; ("v", i): the i-th value; ("c", i): the i-th number.
+        code: the type of the result.
+        within: the type in which it is computed.
+        exponent: for a power, the number it is to, if it is one.
+    """
+
+    op: str
+    args: tuple[tuple[str, int], ...]
+    code: str
+    within: str
+    exponent: float | None = None
+
+
+class Result(NamedTuple):
+    """Attributes:
+    value: where it comes from, as in Value.args.
+    operand: its memory.
+    reduction: "" if every element is stored; else "sum", "max" or "min".
+    """
+
+    value: tuple[str, int]
+    operand: Operand
+    reduction: str
+
+
+class LoopNest(NamedTuple):
+    """Attributes:
+    depth: how many loops.
+    reads: the operands read.
+    numbers: how many numbers come with the call.
+    values: in the order of computation.
+    results: what is written.
+    """
+
+    depth: int
+    reads: tuple[Operand, ...]
+    numbers: int
+    values: tuple[Value, ...]
+    results: tuple[Result, ...]
+
+
+EXPRESSIONS = {
+    "copy": "{0}",
+    "astype": "{0}",
+    "add": "{0} + {1}",
+    "sub": "{0} - {1}",
+    "mul": "{0} * {1}",
+    "div": "{0} / {1}",
+    "neg": "-{0}",
+    "abs": "abs({0})",
+    "sqrt": "math.sqrt({0})",
+    "exp": "math.exp({0})",
+    "expm1": "math.expm1({0})",
+    "log": "math.log({0})",
+    "log1p": "math.log1p({0})",
+    "sin": "math.sin({0})",
+    "cos": "math.cos({0})",
+    "tanh": "math.tanh({0})",
+    "sigmoid": "(ONE if {0} >= ZERO else math.exp(-abs({0}))) / (ONE + math.exp(-abs({0})))",
+    "softplus": "(ZERO if {0} < ZERO else {0}) + math.log1p(math.exp(-abs({0})))",
+    "relu": "ZERO if {0} < ZERO else {0}",
+    "sign": "ONE if {0} > ZERO else (-ONE if {0} < ZERO else {0})",
+    "maximum": "{0} if {0} > {1} or {0} != {0} else {1}",
+    "minimum": "{0} if {0} < {1} or {0} != {0} else {1}",
+    "where": "{1} if {0} else {2}",
+    "isfinite": "math.isfinite({0})",
+    "equal": "{0} == {1}",
+    "not_equal": "{0} != {1}",
+    "less": "{0} < {1}",
+    "less_equal": "{0} <= {1}",
+    "greater": "{0} > {1}",
+    "greater_equal": "{0} >= {1}",
+    "power": "math.pow({0}, {1})",
+}
+POWERS = {
+    2.0: "{0} * {0}",
+    3.0: "{0} * {0} * {0}",
+    -1.0: "ONE / {0}",
+    0.5: "math.sqrt({0})",
+    -0.5: "ONE / math.sqrt({0})",
+    -1.5: "ONE / ({0} * math.sqrt({0}))",
+    -2.5: "ONE / ({0} * {0} * math.sqrt({0}))",
+}
+
+HEADER = '''"""A kernel of mamlnp, generated; safe to delete. Backend {backend}."""
+import math
+import numpy as np
+from numba import cfunc, int64, void
+from mamlnp.backend.memory import *  # noqa: F403
+f4, f8, i8, b1 = np.float32, np.float64, np.int64, np.bool_
+f4_ZERO, f8_ZERO, i8_ZERO, f4_ONE, f8_ONE, i8_ONE = f4(0), f8(0), i8(0), f4(1), f8(1), i8(1)
+'''
+DECORATOR = '\n\n@cfunc(void(int64), cache=True, error_model="numpy"{fastmath})\n'
+FIXED = """from mamlnp.backend.replay import gemm_{gemm} as gemm
+load, store, number, zero, width = load_{code}, store_{code}, {code}, {code}(0), {width}
+"""
+IDENTITIES = {"sum": "0", "max": "-np.inf", "min": "np.inf"}
+LEAST = {"max": "-9223372036854775808", "min": "9223372036854775807"}
+COMBINE = {
+    "sum": "{a} + {v}",
+    "max": "{v} if {v} > {a} or {v} != {v} else {a}",
+    "min": "{v} if {v} < {a} or {v} != {v} else {a}",
+}
+
+
+def source(nest: LoopNest) -> str:
+    """The loops as Python text, for numba."""
+    lines: list[str] = []
+    word = iter(range(1 << 20))
+
+    def get(name: str, kind: str = "i8") -> None:
+        lines.append(f"    {name} = load_{kind}(row, {next(word)}, 0)")
+
+    for d in range(nest.depth):
+        get(f"n{d}")
+    operands = [(f"x{i}", x) for i, x in enumerate(nest.reads)]
+    operands += [(f"y{i}", r.operand) for i, r in enumerate(nest.results)]
+    for name, operand in operands:
+        get(f"{name}_at")
+        for d in range(nest.depth - (operand.inner >= 0)):
+            get(f"{name}_s{d}")
+    for i in range(nest.numbers):
+        get(f"c{i}", "f8")
+    for i, result in enumerate(nest.results):
+        if result.reduction:
+            get(f"y{i}_size")
+            lines += [
+                f"    for i in range(y{i}_size):",
+                f"        store_{result.operand.code}(y{i}_at, i, {i + 1}, {_identity(result)})",
+            ]
+    inner = nest.depth - 1
+    for d in range(nest.depth):
+        pad = "    " * (d + 1)
+        if d == inner:
+            lines += [
+                f"{pad}a{i} = {_identity(r)}"
+                for i, r in enumerate(nest.results)
+                if r.reduction and r.operand.inner == 0
+            ]
+        lines.append(f"{pad}for i{d} in range(n{d}):")
+        if d < inner:
+            for name, _ in operands:
+                before = f"{name}_o{d - 1} + " if d else ""
+                lines.append(f"{pad}    {name}_o{d} = {before}i{d} * {name}_s{d}")
+    lines += _body(nest, inner)
+    for i, r in enumerate(nest.results):
+        if r.reduction and r.operand.inner == 0:
+            code, at = r.operand.code, f"y{i}_o{inner - 1}" if inner else "0"
+            lines.append(f"{'    ' * nest.depth}b{i} = load_{code}(y{i}_at, {at}, {i + 1})")
+            joined = COMBINE[r.reduction].format(a=f"b{i}", v=f"a{i}")
+            lines.append(
+                f"{'    ' * nest.depth}store_{code}(y{i}_at, {at}, {i + 1}, {code}({joined}))"
+            )
+    inner_sum = any(r.reduction == "sum" and r.operand.inner == 0 for r in nest.results)
+    fastmath = ', fastmath={"reassoc"}' if inner_sum else ""
+    header = HEADER.format(backend=_stamp()) + DECORATOR.format(fastmath=fastmath)
+    return header + "def kernel(row):\n" + "\n".join(lines) + "\n"
+
+
+def _identity(result: Result) -> str:
+    code, kind = result.operand.code, result.reduction
+    if code == "i8" and kind in LEAST:
+        return f"i8({LEAST[kind]})"
+    return f"{code}({IDENTITIES[kind]})"
+
+
+def _index(name: str, operand: Operand, inner: int) -> str:
+    parts = [f"{name}_o{inner - 1}"] if inner else []
+    if operand.inner:
+        parts.append(f"i{inner}" if operand.inner == 1 else f"i{inner} * {name}_s{inner}")
+    return " + ".join(parts) or "0"
+
+
+def _body(nest: LoopNest, inner: int) -> list[str]:
+    pad = "    " * (nest.depth + 1)
+    lines, codes = [], {}
+    for i, x in enumerate(nest.reads):
+        lines.append(f"{pad}x{i} = load_{x.code}(x{i}_at, {_index(f'x{i}', x, inner)}, 0)")
+        codes[f"x{i}"] = x.code
+    for i, value in enumerate(nest.values):
+        args = []
+        for j, (kind, number) in enumerate(value.args):
+            name = f"{kind}{number}"
+            within = "b1" if value.op == "where" and j == 0 else value.within
+            args.append(name if codes.get(name) == within else _cast(within, name))
+        template = POWERS.get(value.exponent or 0.0, EXPRESSIONS[value.op])
+        text = template.format(*args)
+        text = text.replace("ZERO", f"{value.within}_ZERO").replace("ONE", f"{value.within}_ONE")
+        lines.append(f"{pad}v{i} = {_cast(value.code, text)}")
+        codes[f"v{i}"] = value.code
+    for i, r in enumerate(nest.results):
+        name, code = "".join(map(str, r.value)), r.operand.code
+        name = name if codes.get(name) == code else _cast(code, name)
+        at = _index(f"y{i}", r.operand, inner)
+        if r.reduction and r.operand.inner == 0:
+            joined = COMBINE[r.reduction].format(a=f"a{i}", v=name)
+            lines.append(f"{pad}a{i} = {code}({joined})")
+            continue
+        if r.reduction:
+            lines.append(f"{pad}b{i} = load_{code}(y{i}_at, {at}, {i + 1})")
+            name = f"{code}({COMBINE[r.reduction].format(a=f'b{i}', v=name)})"
+        lines.append(f"{pad}store_{code}(y{i}_at, {at}, {i + 1}, {name})")
+    return lines
+
+
+def _cast(code: str, text: str) -> str:
+    return f"bool({text})" if code == "b1" else f"{code}({text})"
+
+
+@functools.cache
+def _stamp() -> str:
+    """Kernels compiled for another version of what they import are other kernels."""
+    texts = (inspect.getsource(module).encode() for module in (memory, replay))
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:8]
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """Where kernels are kept: MAMLNP_CACHE or the user's cache; else a folder of this process."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("MAMLNP_CACHE") or Path(base) / "mamlnp") / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="mamlnp-kernels-"))
+
+
+@functools.cache
+def loops(nest: LoopNest) -> int:
+    """The address of the compiled loops."""
+    return _compiled(source(nest), "kernel")
+
+
+@functools.cache
+def fixed(name: str, code: str, wide: bool = True) -> int:
+    """The address of one of :mod:`.replay`'s kernels for elements of a type.
+
+    Args:
+        name: "product", "patches", "fold", "pool_positions", "take", "put" or "class_labels".
+        code: "f4", "f8" or "i8".
+        wide: for a product, whether the library's integers have 64 bits.
+    """
+    gemm = (code if code in ("f4", "f8") else "f4") + ("" if wide else "_narrow")
+    names = FIXED.format(gemm=gemm, code=code, width=int(code[1]))
+    text = HEADER.format(backend=_stamp()) + names + DECORATOR.format(fastmath="")
+    return _compiled(text + inspect.getsource(getattr(replay, name)), name)
+
+
+def _compiled(text: str, function: str) -> int:
+    """The address of a function in a module with this text, from the disk where it is there."""
+    name = f"{function}_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+    path = cache_folder() / f"{name}.py"
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as partial:
+            partial.write(text)
+        with contextlib.suppress(FileExistsError):  # another process was first: keep its time stamp
+            os.link(partial.name, path)
+        os.unlink(partial.name)
+    spec = importlib.util.spec_from_file_location(f"mamlnp_kernels.{name}", path)
+    assert spec is not None and spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return getattr(module, function).address

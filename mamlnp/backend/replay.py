@@ -1,0 +1,206 @@
+"""What a compiled plan runs: products, windows and generated loops, each called with a row of
+64-bit integers (addresses, sides, strides), one after another, outside Python.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from .memory import load_f4 as load, load_i8, store_f4 as store, store_i8
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+
+
+@intrinsic
+def _call(typing: Any, address: Any, row: Any) -> Any:
+    """Call the kernel at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+def _gemm(code: str, wide: bool) -> Any:
+    """A call of cblas_?gemm at an address, row-major; ``scalars`` are alpha and beta."""
+    number: Any = {"f4": types.float32, "f8": types.float64}[code]
+    integer = I64 if wide else I32
+
+    @intrinsic
+    def gemm(
+        typing: Any, address: Any, ta: Any, tb: Any, m: Any, n: Any, k: Any, beta: Any,
+        a: Any, lda: Any, b: Any, ldb: Any, c: Any, ldc: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            at, ta, tb, m, n, k, beta, a, lda, b, ldb, c, ldc = args
+            real = beta.type
+            kinds = [I32, I32, I32, integer, integer, integer, real, I64, integer, I64, integer]
+            kinds += [real, I64, integer]
+            function = builder.inttoptr(at, ir.FunctionType(ir.VoidType(), kinds).as_pointer())
+
+            def size(x: Any) -> Any:
+                return x if wide else builder.trunc(x, I32)
+
+            flags = [builder.trunc(builder.add(I64(111), x), I32) for x in (ta, tb)]
+            sizes = [size(x) for x in (m, n, k)]
+            rest = [real(1.0), a, size(lda), b, size(ldb), beta, c, size(ldc)]
+            builder.call(function, [I32(101), *flags, *sizes, *rest])
+            return context.get_dummy_value()
+
+        whole = [types.int64] * 6
+        return types.void(*whole, number, *[types.int64] * 6), generate
+
+    return gemm
+
+
+gemm_f4, gemm_f8 = _gemm("f4", True), _gemm("f8", True)
+gemm_f4_narrow, gemm_f8_narrow = _gemm("f4", False), _gemm("f8", False)
+gemm, number, zero, width = gemm_f4, np.float32, np.float32(0), 4
+
+# Each of these is compiled for an element type, as which ``load``, ``store``, ``number``, ``width``
+# and ``gemm`` stand (see generated.compiled).
+
+
+def product(row: int) -> None:
+    """A batch of matrix products, c = a b + beta c, either factor transposed or not."""
+    at, batch = load_i8(row, 0, 0), load_i8(row, 1, 0)
+    ta, tb = load_i8(row, 2, 0), load_i8(row, 3, 0)
+    m, n, k = load_i8(row, 4, 0), load_i8(row, 5, 0), load_i8(row, 6, 0)
+    a, lda, sa = load_i8(row, 7, 0), load_i8(row, 8, 0), load_i8(row, 9, 0)
+    b, ldb, sb = load_i8(row, 10, 0), load_i8(row, 11, 0), load_i8(row, 12, 0)
+    c, ldc, sc = load_i8(row, 13, 0), load_i8(row, 14, 0), load_i8(row, 15, 0)
+    beta = number(load_i8(row, 16, 0))
+    for i in range(batch):
+        j = i * width
+        gemm(at, ta, tb, m, n, k, beta, a + j * sa, lda, b + j * sb, ldb, c + j * sc, ldc)
+
+
+def patches(row: int) -> None:
+    """Every window, flattened (see reference.patches)."""
+    x, out = load_i8(row, 0, 0), load_i8(row, 1, 0)
+    n, h, w, c = load_i8(row, 2, 0), load_i8(row, 3, 0), load_i8(row, 4, 0), load_i8(row, 5, 0)
+    oh, ow, kh = load_i8(row, 6, 0), load_i8(row, 7, 0), load_i8(row, 8, 0)
+    kw, stride, top = load_i8(row, 9, 0), load_i8(row, 10, 0), load_i8(row, 11, 0)
+    left = load_i8(row, 12, 0)
+    at = 0
+    for b in range(n):
+        for i in range(oh):
+            for j in range(ow):
+                first = j * stride - left
+                low, high = max(0, -first) * c, min(kw, w - first) * c
+                for di in range(kh):
+                    line = i * stride + di - top
+                    if 0 <= line < h:
+                        start = ((b * h + line) * w + first) * c
+                        for k in range(low):
+                            store(out, at + k, 1, zero)
+                        for k in range(low, high):
+                            store(out, at + k, 1, load(x, start + k, 0))
+                        for k in range(high, kw * c):
+                            store(out, at + k, 1, zero)
+                    else:
+                        for k in range(kw * c):
+                            store(out, at + k, 1, zero)
+                    at += kw * c
+
+
+def fold(row: int) -> None:
+    """The transpose of patches (see reference.fold)."""
+    p, out = load_i8(row, 0, 0), load_i8(row, 1, 0)
+    n, h, w, c = load_i8(row, 2, 0), load_i8(row, 3, 0), load_i8(row, 4, 0), load_i8(row, 5, 0)
+    oh, ow, kh = load_i8(row, 6, 0), load_i8(row, 7, 0), load_i8(row, 8, 0)
+    kw, stride, top = load_i8(row, 9, 0), load_i8(row, 10, 0), load_i8(row, 11, 0)
+    left = load_i8(row, 12, 0)
+    for k in range(n * h * w * c):
+        store(out, k, 1, zero)
+    at = 0
+    for b in range(n):
+        for i in range(oh):
+            for j in range(ow):
+                first = j * stride - left
+                low, high = max(0, -first) * c, min(kw, w - first) * c
+                for di in range(kh):
+                    line = i * stride + di - top
+                    if 0 <= line < h:
+                        start = ((b * h + line) * w + first) * c
+                        for k in range(low, high):
+                            moved = load(out, start + k, 1) + load(p, at + k, 0)
+                            store(out, start + k, 1, moved)
+                    at += kw * c
+
+
+def pool_positions(row: int) -> None:
+    """Where each window's first maximum is (see reference.pool_positions)."""
+    x, out = load_i8(row, 0, 0), load_i8(row, 1, 0)
+    n, h, w, c = load_i8(row, 2, 0), load_i8(row, 3, 0), load_i8(row, 4, 0), load_i8(row, 5, 0)
+    oh, ow, kh = load_i8(row, 6, 0), load_i8(row, 7, 0), load_i8(row, 8, 0)
+    kw, stride = load_i8(row, 9, 0), load_i8(row, 10, 0)
+    at = 0
+    for b in range(n):
+        for i in range(oh):
+            for j in range(ow):
+                corner = ((b * h + i * stride) * w + j * stride) * c
+                for k in range(c):
+                    place = corner + k
+                    best = load(x, place, 0)
+                    for di in range(kh):
+                        for dj in range(kw):
+                            here = corner + (di * w + dj) * c + k
+                            value = load(x, here, 0)
+                            if value > best or (value != value and best == best):
+                                best, place = value, here
+                    store_i8(out, at + k, 1, place)
+                at += c
+
+
+def take(row: int) -> None:
+    """The elements at flat positions; one out of range sets the flag."""
+    x, indices, out = load_i8(row, 0, 0), load_i8(row, 1, 0), load_i8(row, 2, 0)
+    count, size, flag = load_i8(row, 3, 0), load_i8(row, 4, 0), load_i8(row, 5, 0)
+    for i in range(count):
+        place = load_i8(indices, i, 0)
+        place = place + size if place < 0 else place
+        if 0 <= place < size:
+            store(out, i, 1, load(x, place, 0))
+        else:
+            store_i8(flag, 0, 2, 1)
+
+
+def put(row: int) -> None:
+    """Zeros with every element added at its flat position; one out of range sets the flag."""
+    x, indices, out = load_i8(row, 0, 0), load_i8(row, 1, 0), load_i8(row, 2, 0)
+    count, size, flag = load_i8(row, 3, 0), load_i8(row, 4, 0), load_i8(row, 5, 0)
+    for i in range(size):
+        store(out, i, 1, zero)
+    for i in range(count):
+        place = load_i8(indices, i, 0)
+        place = place + size if place < 0 else place
+        if 0 <= place < size:
+            store(out, place, 1, load(out, place, 1) + load(x, i, 0))
+        else:
+            store_i8(flag, 0, 2, 1)
+
+
+def class_labels(row: int) -> None:
+    """The labels, if all of them are classes; else it sets the flag."""
+    x, out, count = load_i8(row, 0, 0), load_i8(row, 1, 0), load_i8(row, 2, 0)
+    num_classes, flag = load_i8(row, 3, 0), load_i8(row, 4, 0)
+    for i in range(count):
+        label = load_i8(x, i, 0)
+        store_i8(out, i, 1, label)
+        if not 0 <= label < num_classes:
+            store_i8(flag, 0, 2, 1)
+
+
+@njit(nogil=True, cache=True)
+def run(kernels, rows):  # type: ignore[no-untyped-def]
+    """Call every kernel with its row."""
+    for i in range(len(kernels)):
+        _call(kernels[i], rows[i])

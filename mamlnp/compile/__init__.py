@@ -1,0 +1,199 @@
+"""compile(f): trace once, then replay at the machine's speed, with the same results.
+
+In reading order: ``trace`` (f runs once on Nodes, which makes a graph), ``passes`` (equal graphs
+that compute less), ``fuse`` (which operations share a loop, what is kept in memory), ``plan`` (the
+kernels and the memory of a replay). Nothing outside knows of this folder but who calls it.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+
+from .. import tree
+from ..array import Array
+from ..errors import CaptureError
+from ..op import as_array
+from . import passes
+from .fuse import settle, steps
+from .plan import Plan, Replay
+from .trace import Graph, Node, check_repeats, trace
+
+Tree = Any
+
+PASSES = ("constants", "common subexpressions", "products", "fusion", "memory")
+MOST_PLANS = 16  # kept for one function
+
+
+class Traced:
+    """A function for arguments of one kind: its plan, and memory for every thread that runs it.
+
+    Attributes:
+        out: what the function returns, an Array for each of the graph's outputs.
+        graph: after all passes.
+        counts: how many operations there were when traced, and after each pass.
+        plan: what is run.
+    """
+
+    def __init__(self, f: Callable[..., Any], args: Tree, without: Collection[str]) -> None:
+        graph, self.out, made = trace(f, args)
+        check_repeats(graph, trace(f, args)[0])
+        self.counts = {"traced": made}
+
+        def after(name: str, graph: Graph) -> Graph:
+            self.counts[name] = sum(
+                x.op not in ("input", "constant", "fill") for x in graph.nodes()
+            )
+            return graph
+
+        after("dead code", graph)
+        graph = after("lowering", passes.rewrite(graph, passes.lower))
+        if "constants" not in without:
+            graph = after("constants", passes.rewrite(graph, passes.simplify))
+        if "common subexpressions" not in without:
+            graph = after("common subexpressions", passes.share(graph))
+        if "products" not in without:
+            graph = after("products", passes.products(graph))
+        self.graph = settle(graph)
+        todo = steps(self.graph, fused="fusion" not in without)
+        self.counts["fusion"] = len(todo)
+        self.plan = Plan(self.graph, todo, reuse="memory" not in without)
+        self._idle: list[Replay] = []
+
+    def __call__(self, values: list[np.ndarray]) -> Any:
+        """The results for these inputs; None if a kernel met bad data."""
+        try:
+            replay = self._idle.pop()
+        except IndexError:
+            replay = Replay(self.plan)
+        try:
+            results = replay(values)
+        finally:
+            self._idle.append(replay)
+        if results is None:
+            return None
+        rest = iter(results)
+        return tree.map(lambda x: Array(next(rest)) if x.__class__ is Array else x, self.out)
+
+
+class Compiled:
+    """What :func:`compile` makes of a function."""
+
+    def __init__(self, f: Callable[..., Any], without: Collection[str]) -> None:
+        functools.update_wrapper(self, f)
+        self._f, self._without = f, without
+        self._known: OrderedDict[Any, Traced] = OrderedDict()
+        self._lock = threading.Lock()
+        self._traces = 0
+
+    def __call__(self, *args: Any) -> Any:
+        leaves = [x if x.__class__ is Array else _lifted(x) for x in tree.leaves(args)]
+        arrays = [x for x in leaves if x.__class__ is Array]
+        if any(x.serial or x.value.__class__ is Node for x in arrays):
+            return self._f(*args)  # something around it differentiates, or traces
+        results = self._traced(args, leaves)([np.ascontiguousarray(x.value) for x in arrays])
+        if results is None:
+            self._f(*args)  # which says what is wrong with the data
+            raise CaptureError(f"{self._name()}: bad data met the compiled function only.")
+        return results
+
+    def explain(self, *args: Any) -> None:
+        """Print the plan for such arguments; without any, the last one used.
+
+        Raises:
+            CaptureError: there is none yet.
+        """
+        if args:
+            leaves = [x if x.__class__ is Array else _lifted(x) for x in tree.leaves(args)]
+            traced = self._traced(args, leaves)
+        elif self._known:
+            traced = next(reversed(self._known.values()))
+        else:
+            raise CaptureError(
+                f"{self._name()}: nothing was traced yet. Call it, or explain(*args)."
+            )
+        print(self._name(), traced.plan.described(traced.counts), sep=": ")
+
+    def _name(self) -> str:
+        return f"compile({getattr(self._f, '__name__', repr(self._f))})"
+
+    def _traced(self, args: Tree, leaves: list[Any]) -> Traced:
+        key = (
+            tuple((x.value.shape, x.value.dtype) if x.__class__ is Array else x for x in leaves),
+            _outline(args),
+        )
+        try:
+            found = self._known.get(key)
+        except TypeError as error:
+            raise CaptureError(
+                f"{self._name()}: an argument that is no array must be hashable ({error}). "
+                "Close over it instead."
+            ) from None
+        if found is None:
+            with self._lock:
+                if key not in self._known:
+                    rest = iter(leaves)
+                    lifted = tree.map(lambda _: next(rest), args)
+                    self._known[key] = Traced(self._f, lifted, self._without)
+                    self._count()
+                found = self._known[key]
+        return found
+
+    def _count(self) -> None:
+        self._traces += 1
+        while len(self._known) > MOST_PLANS:
+            self._known.popitem(last=False)
+        if self._traces == 4 * MOST_PLANS:
+            warnings.warn(
+                f"{self._name()}: traced {self._traces} times. A Python number among the arguments "
+                "is static, each value a trace of its own: pass array(x) for one that varies.",
+                stacklevel=4,
+            )
+
+
+def _lifted(x: Any) -> Any:
+    return as_array(x) if isinstance(x, np.ndarray) else x
+
+
+def _outline(args: Tree) -> Any:
+    """The shape of a tree, hashable."""
+    if isinstance(args, dict):
+        return (*args, *map(_outline, args.values()))
+    if isinstance(args, tuple | list):
+        return (args.__class__, *map(_outline, args))
+    return args is None
+
+
+def compile(f: Callable[..., Any], *, without: Collection[str] = ()) -> Compiled:
+    """f, traced once for every kind of arguments and then replayed from an optimised plan.
+
+    Args:
+        f: a pure function of trees of Arrays to a tree of Arrays. What else is in its arguments
+            (numbers, strings) is static: another value is another trace. So is all it closes over.
+        without: passes to leave out, of "constants", "common subexpressions", "products", "fusion"
+            and "memory": to see what each is worth.
+
+    Returns:
+        A function that gives what f gives, to rounding. Where its arguments are being
+        differentiated it is f itself. ``explain()`` prints what it does.
+
+    Raises:
+        CaptureError: (when called) f asks for a number that is not known yet (float(x), bool(x)),
+            has a shape that depends on data, or makes other constants each time it runs.
+        ValueError: there is no such pass.
+
+    >>> from mamlnp import array, grad
+    >>> slope = compile(grad(lambda x: (x**3).sum()))
+    >>> slope(array([1.0, 2.0])), slope(array([10.0, 0.0]))
+    (Array([ 3., 12.]), Array([300.,   0.]))
+    """
+    unknown = set(without) - set(PASSES)
+    if unknown:
+        raise ValueError(f"compile: there is no pass {sorted(unknown)}. There are {PASSES}.")
+    return Compiled(f, frozenset(without))

@@ -1,0 +1,251 @@
+"""Tracing: running a function on Nodes, which stand for values not known yet.
+
+An Array whose value is a Node behaves as ever: ops apply to it, gradients are taken of it, at any
+order, by the very code that does so on numbers. What it is made of is the graph.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from .. import tree
+from ..array import Array
+from ..autodiff import rerun
+from ..backend.reference import window_counts
+from ..errors import CaptureError
+from ..op import Op
+
+Shape = tuple[int, ...]
+
+PACKAGE = str(Path(__file__).parent.parent)
+NUMPY = str(Path(np.__file__).parent)
+
+_numbers = itertools.count()
+
+
+class Node:
+    """A value in a graph.
+
+    Attributes:
+        op: the name of the operation it comes from; "input" or "constant" if it comes from none.
+        args: that operation's arguments, Nodes and Python numbers.
+        params: its static parameters.
+        shape: its sides.
+        dtype: its elements' type.
+        data: for a constant, its value; for an input, which one it is.
+        function: how NumPy computes it from its arguments' values.
+        number: counts Nodes in the order in which they are made.
+    """
+
+    __slots__ = (
+        "args", "data", "dtype", "function", "number", "op", "params", "shape",
+    )  # fmt: skip
+    __array_ufunc__ = None
+
+    def __init__(
+        self,
+        op: str,
+        args: tuple[Any, ...],
+        params: dict[str, Any],
+        shape: Shape,
+        dtype: Any,
+        *,
+        data: Any = None,
+        function: Callable[..., Any] | None = None,
+    ) -> None:
+        self.op, self.args, self.params = op, args, params
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.data, self.function = data, function
+        self.number = next(_numbers)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The arguments that are Nodes."""
+        return [a for a in self.args if a.__class__ is Node]
+
+    def __repr__(self) -> str:
+        return f"{self.op}:{self.dtype}[{','.join(map(str, self.shape))}]"
+
+    def apply(self, op: Op, values: list[Any], params: dict[str, Any]) -> Any:
+        """What an op makes of values of which at least one is a Node (see Op.apply)."""
+        if op is rerun:  # written in ops, so it traces itself
+            return op.forward(None, *map(as_node, values), **params)
+        args = tuple(as_node(v) if hasattr(v, "dtype") else v for v in values)
+        shape, dtype = _result(op, args, params)
+        return Node(op.name, args, params, shape, dtype, function=op.forward)
+
+    def astype(self, dtype: Any) -> Node:
+        if self.dtype == dtype:
+            return self
+        params = {"dtype": np.dtype(dtype)}
+        return Node("astype", (self,), params, self.shape, dtype, function=_astype)
+
+    def _unknown(self, what: str) -> NoReturn:
+        raise CaptureError(
+            f"{users_line()}: {what} of an Array whose value is not known while compile() traces. "
+            "Compute with ops (where, maximum, comparisons) instead, or leave this outside."
+        )
+
+    def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._unknown("a number or NumPy array was asked")
+
+    def item(self) -> NoReturn:
+        self._unknown("a number was asked")
+
+
+def _astype(xp: Any, x: Any, *, dtype: Any) -> Any:
+    return x.astype(dtype)
+
+
+def users_line() -> str:
+    """The innermost line under way that is neither ours nor NumPy's: ``file:line``."""
+    frame: Any = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((PACKAGE, NUMPY)):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def as_node(value: Any) -> Node:
+    """A native array that f closed over, or made, as a constant."""
+    if value.__class__ is Node:
+        return value
+    value = np.asarray(value)
+    return Node("constant", (), {"line": users_line()}, value.shape, value.dtype, data=value)
+
+
+# ---- shapes and types, without computing
+
+
+def _placeholder(x: Any) -> Any:
+    """An array like x that holds one element, and so costs nothing: 1.0, or 0 (a good index)."""
+    if x.__class__ is not Node:
+        return x
+    return np.broadcast_to(np.asarray(x.dtype.kind == "f").astype(x.dtype), x.shape)
+
+
+def _result(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Shape, Any]:
+    """The shape and type of an op's result; raises what the op would."""
+    if op.name in SHAPES:
+        return SHAPES[op.name](*args, **params)
+    if op.name == "positions" and any(a.dtype.kind == "b" for a in args):
+        raise CaptureError(
+            f"{users_line()}: a boolean mask chooses a number of elements that depends on the "
+            "data. Use where(mask, x, 0), which keeps the shape."
+        )
+    with np.errstate(all="ignore"):
+        out = op.forward(np, *map(_placeholder, args), **params)
+    return np.shape(out), out.dtype
+
+
+def _matmul(a: Any, b: Any) -> tuple[Shape, Any]:
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise ValueError("the inner sides differ")
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return (*lead, a.shape[-2], b.shape[-1]), np.result_type(a.dtype, b.dtype)
+
+
+def _patches(x: Any, *, size: Any, stride: int, padding: Any) -> tuple[Shape, Any]:
+    counts = window_counts(x.shape[-3:-1], size, stride, padding)
+    return (*x.shape[:-3], *counts, math.prod(size) * x.shape[-1]), x.dtype
+
+
+# Ops that take too long on placeholders of the full size.
+SHAPES: dict[str, Callable[..., tuple[Shape, Any]]] = {"matmul": _matmul, "patches": _patches}
+
+
+# ---- graphs
+
+
+Tree = Any
+
+
+class Graph(NamedTuple):
+    """Attributes:
+    inputs: in the order of the function's arguments.
+    outputs: in the order of its results.
+    """
+
+    inputs: list[Node]
+    outputs: list[Node]
+
+    def nodes(self) -> list[Node]:
+        """Everything the outputs need, each after what it needs."""
+        return ordered(self.outputs)
+
+
+def ordered(outputs: Iterable[Node]) -> list[Node]:
+    """Everything the outputs need, each after what it needs, otherwise in the order of making."""
+    found: dict[int, Node] = {}
+    stack = list(outputs)
+    while stack:
+        node = stack.pop()
+        if node.number not in found:
+            found[node.number] = node
+            stack.extend(node.nodes)
+    return [found[number] for number in sorted(found)]
+
+
+def trace(f: Callable[..., Any], args: Tree) -> tuple[Graph, Tree, int]:
+    """Run f on Nodes in the place of its Arrays.
+
+    Returns:
+        The graph, f's result (Arrays stand where its outputs go), and the number of operations.
+    """
+    inputs: list[Node] = []
+
+    def stand_in(x: Any) -> Any:
+        if x.__class__ is not Array:
+            return x
+        inputs.append(Node("input", (), {}, x.shape, x.dtype))
+        return Array(inputs[-1])
+
+    before = next(_numbers)
+    out = f(*tree.map(stand_in, args))
+    made = next(_numbers) - before - len(inputs) - 1
+    outputs = [as_node(x.value) for x in tree.leaves(out) if x.__class__ is Array]
+    blank = tree.map(lambda x: Array(None) if x.__class__ is Array else x, out)
+    return Graph(inputs, outputs), blank, made
+
+
+def check_repeats(graph: Graph, again: Graph) -> None:
+    """Does a function do the same each time it runs?
+
+    Raises:
+        CaptureError: it does not.
+    """
+    for a, b in itertools.zip_longest(graph.nodes(), again.nodes()):
+        if a is None or b is None or a.op != b.op or a.shape != b.shape:
+            raise CaptureError(
+                "compile: the function does other things each time it runs. "
+                "Pass what decides it as an argument."
+            )
+        if not (_equal(a.data, b.data) and all(map(_equal, *_numbers_of(a, b)))):
+            line = f"{a.params['line']}: " if "line" in a.params else ""
+            raise CaptureError(
+                f"{line}compile would freeze a value that is another each time the function runs "
+                "(a random draw?). Draw it outside and pass it as an argument."
+            )
+
+
+def _numbers_of(a: Node, b: Node) -> tuple[list[Any], list[Any]]:
+    mine, other = ([x for x in n.args if x.__class__ is not Node] for n in (a, b))
+    return mine, other
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return a is b or bool(np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f"))
