@@ -1,46 +1,86 @@
-"""One second-order meta-step: mamlnp against PyTorch, JAX and autograd, on the same tensors.
+"""One MAML meta-gradient: mamlnp against PyTorch, JAX and autograd, on the same tensors.
 
-    python benchmarks/compare.py [--setting NAME] [--json FILE]
+    python benchmarks/compare.py [--setting NAME] [--order 1] [--json FILE]
 
 Needs ``pip install '.[peers]'``; an implementation whose package is missing is left out and said
-so. Every implementation runs in a process of its own. First its whole meta-gradient is held against
-mamlnp's in float64; then all are timed in turn, one block each, again and again.
+so. Every implementation runs in a process of its own, with one thread or with all cores, whichever
+is faster. First its whole float32 meta-gradient is held against mamlnp's in float64; then all are
+timed in turn, one block each, again and again, while the others sleep.
+
+Some are out of the question in some settings. One that is not ready within ``--limit`` seconds,
+compilation and the first step included, is left out; one whose step takes more than 20 times the
+fastest so far is timed by three steps on the spot and takes no turns.
+
+The last of them is no implementation but the floor: the products that the mathematics cannot do
+without (see ``products``), each alone, at the faster of two layouts.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 AGREEMENT = 1e-3  # relative distance of a float32 meta-gradient
 BLOCK_SECONDS = 0.2
+SHORT_SECONDS = 0.02  # a step below this may be faster on one core
+LONG_SECONDS = 2  # a step above this takes a turn in every fourth round only
+HOPELESS = 20  # times the fastest so far
+
+_SINE = {"net": "mlp", "tasks": 25, "shots": 10, "inner_lr": 0.01}
+_OMNIGLOT = {"net": "conv4", "size": 28, "channels": 1, "filters": 64, "pool": False}
+_MINI = {"net": "conv4", "size": 84, "channels": 3, "filters": 32, "pool": True}
 SETTINGS = {
-    "sine": {"tasks": 25, "shots": 10, "inner_lr": 0.01, "inner_steps": 1},
-    "sine-5-steps": {"tasks": 25, "shots": 10, "inner_lr": 0.01, "inner_steps": 5},
+    "sine": _SINE | {"inner_steps": 1},
+    "sine-5-steps": _SINE | {"inner_steps": 5},
+    "omniglot": _OMNIGLOT
+    | {"tasks": 32, "ways": 5, "queries": 1, "inner_lr": 0.4, "inner_steps": 1},
+    "omniglot-15-queries": _OMNIGLOT
+    | {"tasks": 32, "ways": 5, "queries": 15, "inner_lr": 0.4, "inner_steps": 1},
+    "omniglot-20-way": _OMNIGLOT
+    | {"tasks": 16, "ways": 20, "queries": 1, "inner_lr": 0.1, "inner_steps": 5},
+    "mini-imagenet": _MINI
+    | {"tasks": 4, "ways": 5, "queries": 15, "inner_lr": 0.05, "inner_steps": 5},
 }
 
+Setting = dict[str, Any]
+Arrays = dict[str, np.ndarray]
 Step = Callable[[], list[np.ndarray]]
+PARTS = ("support_x", "support_y", "query_x", "query_y")
 
 
-def tensors(setting: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Weights and data of one meta-step, in float64."""
+# ---- the weights and the data, the same for all
+
+
+def tensors(setting: Setting) -> Arrays:
+    """Weights and data of one meta-step, in float32; classes are one-hot."""
     rng = np.random.default_rng(0)
+    arrays = _waves(setting, rng) if setting["net"] == "mlp" else _images(setting, rng)
+    return {name: value.astype(np.float32) for name, value in arrays.items()}
+
+
+def _waves(setting: Setting, rng: np.random.Generator) -> Arrays:
     arrays = {}
-    for i, (fan_in, fan_out) in enumerate(((1, 40), (40, 40), (40, 1))):
-        arrays[f"w{i}"] = rng.normal(0, np.sqrt(2 / fan_in), (fan_in, fan_out))
-        arrays[f"b{i}"] = rng.normal(0, 0.1, fan_out)
+    for i, (fan_in, fan_out) in enumerate(((1, 40), (40, 40), (40, 1)), 1):
+        arrays[f"linear{i}.w"] = rng.normal(0, np.sqrt(2 / fan_in), (fan_in, fan_out))
+        arrays[f"linear{i}.b"] = rng.normal(0, 0.1, fan_out)
     amplitude = rng.uniform(0.1, 5, (setting["tasks"], 1, 1))
     phase = rng.uniform(0, np.pi, (setting["tasks"], 1, 1))
     for part in ("support", "query"):
@@ -49,257 +89,329 @@ def tensors(setting: dict[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def parameters(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return [arrays[name] for name in ("w0", "b0", "w1", "b1", "w2", "b2")]
+def _images(setting: Setting, rng: np.random.Generator) -> Arrays:
+    """Each class is a coarse pattern, each of its images that pattern with noise."""
+    arrays = {}
+    tasks, ways, size = setting["tasks"], setting["ways"], setting["size"]
+    channels, filters = setting["channels"], setting["filters"]
+    for i, fan_in in enumerate((channels, filters, filters, filters), 1):
+        bound = np.sqrt(6 / (9 * (fan_in + filters)))
+        arrays[f"conv{i}.w"] = rng.uniform(-bound, bound, (3, 3, fan_in, filters))
+        arrays[f"conv{i}.beta"] = rng.normal(0, 0.1, filters)
+        arrays[f"conv{i}.gamma"] = rng.normal(1, 0.1, filters)
+    features = 25 * filters if setting["pool"] else filters
+    arrays["head.w"] = rng.normal(0, 0.1, (features, ways))
+    arrays["head.b"] = rng.normal(0, 0.1, ways)
+    coarse = rng.normal(size=(tasks, ways, 1, 7, 7, channels))
+    pattern = coarse.repeat(size // 7, -3).repeat(size // 7, -2)
+    for part, shots in (("support", 1), ("query", setting["queries"])):
+        noise = rng.normal(0, 0.3, (tasks, ways, shots, size, size, channels))
+        x = (pattern + noise).reshape(tasks, ways * shots, size, size, channels)
+        y = np.broadcast_to(np.eye(ways).repeat(shots, 0), (tasks, ways * shots, ways))
+        arrays |= {f"{part}_x": x, f"{part}_y": y}
+    return arrays
 
 
-def ours_eager(arrays: dict[str, np.ndarray], setting: dict[str, Any]) -> Step:
-    from mamlnp import Batch, Task, array, losses, maml, nn, tree
+def parameters(arrays: Arrays) -> list[np.ndarray]:
+    return [value for name, value in arrays.items() if name not in PARTS]
 
-    net = nn.mlp((1, 40, 40, 1))
-    values = iter(parameters(arrays))
-    params = {f"linear{i}": {"w": array(next(values)), "b": array(next(values))} for i in (1, 2, 3)}
-    task = Task(*(Batch(arrays[f"{p}_x"], arrays[f"{p}_y"]) for p in ("support", "query")))
 
-    def loss(params: Any, batch: Batch) -> Any:
-        return losses.mse(net.apply(params, batch.x), batch.y, reduction="mean")
+# ---- mamlnp
 
-    inner = {"inner_lr": setting["inner_lr"], "inner_steps": setting["inner_steps"]}
+
+def _ours(arrays: Arrays, setting: Setting, order: int) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """The loss, the parameters, the meta-batch, and how to adapt."""
+    from mamlnp import Batch, Task, array, losses, nn
+
+    params: dict[str, Any] = {}
+    for name, value in arrays.items():
+        if name not in PARTS:
+            layer, leaf = name.split(".")
+            params.setdefault(layer, {})[leaf] = array(value)
+    how = {k: setting[k] for k in ("inner_lr", "inner_steps")} | {"first_order": order == 1}
+    if setting["net"] == "mlp":
+        net = nn.mlp((1, 40, 40, 1))
+
+        def loss(params: Any, batch: Batch) -> Any:
+            return losses.mse(net.apply(params, batch.x), batch.y, reduction="mean")
+
+        batches = [Batch(arrays[f"{p}_x"], arrays[f"{p}_y"]) for p in ("support", "query")]
+    else:
+        net = nn.conv4(
+            setting["ways"],
+            channels=setting["channels"],
+            filters=setting["filters"],
+            image_size=setting["size"],
+            pool=setting["pool"],
+            gamma=True,
+        )
+
+        def loss(params: Any, batch: Batch) -> Any:
+            return losses.cross_entropy(net.apply(params, batch.x), batch.y, reduction="mean")
+
+        batches = [
+            Batch(arrays[f"{p}_x"], arrays[f"{p}_y"].argmax(-1)) for p in ("support", "query")
+        ]
+    return loss, params, Task(*batches), how
+
+
+def ours_eager(arrays: Arrays, setting: Setting, order: int) -> Step:
+    from mamlnp import maml, tree
+
+    loss, params, task, how = _ours(arrays, setting, order)
 
     def step() -> list[np.ndarray]:
-        return [g.numpy() for g in tree.leaves(maml.meta_gradient(loss, params, task, **inner)[1])]
+        return [g.numpy() for g in tree.leaves(maml.meta_gradient(loss, params, task, **how)[1])]
 
     return step
 
 
-def _plain_maml(
-    params: Any, task: Any, setting: dict[str, Any], grad: Any, predict: Any, mean: Any
-) -> Any:
-    """One task's query loss after adaptation, in any framework with a functional gradient."""
-    support_x, support_y, query_x, query_y = task
+def ours_compiled(arrays: Arrays, setting: Setting, order: int) -> Step:
+    from mamlnp import parallel, tree
 
-    def loss(params: Any, x: Any, y: Any) -> Any:
-        return mean((predict(params, x) - y) ** 2)
-
-    for _ in range(setting["inner_steps"]):
-        grads = grad(loss)(params, support_x, support_y)
-        params = [p - setting["inner_lr"] * g for p, g in zip(params, grads, strict=True)]
-    return loss(params, query_x, query_y)
+    loss, params, task, how = _ours(arrays, setting, order)
+    gradient = parallel.meta_gradient(loss, **how)
+    return lambda: [g.numpy() for g in tree.leaves(gradient(params, task)[1])]
 
 
-def _data(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return [arrays[name] for name in ("support_x", "support_y", "query_x", "query_y")]
+def reference(arrays: Arrays, setting: Setting, order: int) -> Step:
+    """A task at a time, which needs less memory: the gradients of the tasks add up."""
+
+    def step() -> list[np.ndarray]:
+        sums = [np.zeros_like(p) for p in parameters(arrays)]
+        for i in range(setting["tasks"]):
+            one = arrays | {part: arrays[part][i : i + 1] for part in PARTS}
+            for s, g in zip(sums, ours_eager(one, setting, order)(), strict=True):
+                s += g
+        return sums
+
+    return step
 
 
-def torch_vmap(arrays: dict[str, np.ndarray], setting: dict[str, Any]) -> Step:
+# ---- the peers: one network, written once, with what each framework calls its own
+
+
+class Framework(NamedTuple):
+    """Images are (..., N, H, W, C) in all of them; how they lie in memory is each one's affair."""
+
+    xp: Any  # with NumPy's names
+    grad: Any
+    linear: Callable[[Any, Any, Any], Any]
+    relu: Callable[[Any], Any]
+    log_softmax: Callable[[Any], Any]
+    pad: Callable[[Any, int, int], Any]  # so many pixels before and after, both ways
+    conv: Callable[[Any, Any, int], Any] | None = None  # of padded images; None: patches @ weights
+    norm: Callable[[Any, Any, Any], Any] | None = None
+    pool: Callable[[Any], Any] | None = None
+
+
+def loss_function(f: Framework, setting: Setting) -> Callable[[Any, Any, Any], Any]:
+    """(list of parameters, x, y) -> the mean over a task's examples."""
+    xp = f.xp
+
+    def conv(x: Any, w: Any) -> Any:
+        stride = 1 if setting["pool"] else 2
+        side = -(-x.shape[-2] // stride)
+        padding = (side - 1) * stride + 3 - x.shape[-2]  # SAME: the odd pixel goes to the end
+        x = f.pad(x, padding // 2, padding - padding // 2)
+        if f.conv:
+            return f.conv(x, w, stride)
+        reach = stride * (side - 1) + 1
+        views = [
+            x[..., i : i + reach : stride, j : j + reach : stride, :]
+            for i in range(3)
+            for j in range(3)
+        ]
+        patches = xp.concatenate(views, -1)
+        rows = patches.reshape(*patches.shape[:-4], -1, patches.shape[-1])
+        out = rows @ w.reshape(*w.shape[:-4], -1, w.shape[-1])
+        return out.reshape(*patches.shape[:-1], -1)
+
+    def norm(x: Any, beta: Any, gamma: Any) -> Any:
+        if f.norm:
+            return f.norm(x, beta, gamma)
+        axes = (-4, -3, -2)
+        centred = x - xp.mean(x, axis=axes, keepdims=True)
+        variance = xp.mean(centred * centred, axis=axes, keepdims=True)
+        scale = gamma[..., None, None, None, :] * (variance + 1e-3) ** -0.5
+        return centred * scale + beta[..., None, None, None, :]
+
+    def pool(x: Any) -> Any:
+        if f.pool:
+            return f.pool(x)
+        side, channels = x.shape[-2] // 2, x.shape[-1]
+        x = x[..., : 2 * side, : 2 * side, :]
+        x = x.reshape(*x.shape[:-3], side, 2, side, 2, channels)
+        return xp.max(xp.max(x, -2), -3)
+
+    def conv4(params: Any, x: Any) -> Any:
+        *modules, w, b = params
+        for kernel, beta, gamma in zip(modules[::3], modules[1::3], modules[2::3], strict=True):
+            x = f.relu(norm(conv(x, kernel), beta, gamma))
+            x = pool(x) if setting["pool"] else x
+        x = x.reshape(*x.shape[:-3], -1) if setting["pool"] else xp.mean(x, axis=(-3, -2))
+        return f.linear(x, w, b)
+
+    def mlp(params: Any, x: Any) -> Any:
+        *hidden, w, b = params
+        for v, c in zip(hidden[::2], hidden[1::2], strict=True):
+            x = f.relu(f.linear(x, v, c))
+        return f.linear(x, w, b)
+
+    def squared_error(params: Any, x: Any, y: Any) -> Any:
+        return xp.mean((mlp(params, x) - y) ** 2, axis=(-2, -1))
+
+    def cross_entropy(params: Any, x: Any, y: Any) -> Any:
+        return -xp.mean(xp.sum(y * f.log_softmax(conv4(params, x)), axis=-1), axis=-1)
+
+    return squared_error if setting["net"] == "mlp" else cross_entropy
+
+
+def maml(f: Framework, setting: Setting, order: int, sum: Any = lambda x: x) -> Callable[..., Any]:
+    """(theta, *task) -> the meta-gradient of a task, by a framework whose grad is a function's.
+
+    ``sum`` makes one number of the losses, where many tasks are one batch.
+    """
+    loss = loss_function(f, setting)
+    gradient = f.grad(lambda *args: sum(loss(*args)))
+
+    def adapt(params: Any, x: Any, y: Any) -> Any:
+        for _ in range(setting["inner_steps"]):
+            grads = gradient(params, x, y)
+            params = [p - setting["inner_lr"] * g for p, g in zip(params, grads, strict=True)]
+        return params
+
+    def first(params: Any, *task: Any) -> Any:
+        return gradient(adapt(params, *task[:2]), *task[2:])
+
+    def second(params: Any, *task: Any) -> Any:
+        return f.grad(lambda params: sum(loss(adapt(params, *task[:2]), *task[2:])))(params)
+
+    return first if order == 1 else second
+
+
+def _torch(patches: bool) -> Framework:
+    import torch
+    from torch.nn import functional as F
+
+    def conv(x: Any, w: Any, stride: int) -> Any:  # channels last in memory
+        out = F.conv2d(x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), stride=stride)
+        return out.permute(0, 2, 3, 1)
+
+    return Framework(
+        torch,
+        torch.func.grad,
+        linear=lambda x, w, b: torch.addmm(b, x, w),
+        relu=torch.relu,
+        log_softmax=lambda x: F.log_softmax(x, -1),
+        pad=lambda x, before, after: F.pad(x, (0, 0, before, after, before, after)),
+        conv=None if patches else conv,
+        pool=lambda x: F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1),
+    )
+
+
+def torch_loop(arrays: Arrays, setting: Setting, order: int, *, patches: bool = False) -> Step:
     import torch
 
-    torch.set_num_threads(1)  # faster than two at these sizes
+    loss = loss_function(_torch(patches), setting)
+    theta = [torch.tensor(p, requires_grad=True) for p in parameters(arrays)]
+    tasks = list(zip(*(torch.tensor(arrays[part]) for part in PARTS), strict=True))
+
+    def gradient(support_x: Any, support_y: Any, query_x: Any, query_y: Any) -> Any:
+        params = theta
+        for _ in range(setting["inner_steps"]):
+            inner = loss(params, support_x, support_y)
+            grads = torch.autograd.grad(inner, params, create_graph=order == 2)
+            params = [p - setting["inner_lr"] * g for p, g in zip(params, grads, strict=True)]
+        return torch.autograd.grad(loss(params, query_x, query_y), theta)
+
+    def step() -> list[np.ndarray]:
+        sums = gradient(*tasks[0])
+        for task in tasks[1:]:  # one graph at a time: faster than all at once, and smaller
+            torch._foreach_add_(sums, gradient(*task))
+        return [g.numpy() for g in sums]
+
+    return step
+
+
+def torch_vmap(
+    arrays: Arrays, setting: Setting, order: int, *, patches: bool = False, compiled: bool = False
+) -> Step:
+    import torch
+
+    one = maml(_torch(patches), setting, order)
     params = [torch.tensor(p) for p in parameters(arrays)]
-    data = [torch.tensor(x) for x in _data(arrays)]
+    data = [torch.tensor(arrays[part]) for part in PARTS]
 
-    def predict(params: Any, x: Any) -> Any:
-        for w, b in ((0, 1), (2, 3)):
-            x = torch.relu(torch.addmm(params[b], x, params[w]))
-        return torch.addmm(params[5], x, params[4])
+    def gradient(params: Any, *data: Any) -> Any:
+        every = torch.func.vmap(one, in_dims=(None, 0, 0, 0, 0))(params, *data)
+        return [g.sum(0) for g in every]
 
-    def one(params: Any, *task: Any) -> Any:
-        return _plain_maml(params, task, setting, torch.func.grad, predict, torch.mean)
-
-    def total(params: Any) -> Any:
-        return torch.func.vmap(one, in_dims=(None, 0, 0, 0, 0))(params, *data).sum()
-
-    gradient = torch.func.grad(total)
-    return lambda: [g.numpy() for g in gradient(params)]
+    if compiled:
+        gradient = torch.compile(gradient, dynamic=False, fullgraph=True)
+    return lambda: [g.numpy() for g in gradient(params, *data)]
 
 
-def torch_loop(arrays: dict[str, np.ndarray], setting: dict[str, Any]) -> Step:
-    import torch
-
-    torch.set_num_threads(1)  # faster than two at these sizes
-    params = [torch.tensor(p, requires_grad=True) for p in parameters(arrays)]
-    tasks = list(zip(*(torch.tensor(x) for x in _data(arrays)), strict=True))
-
-    def predict(params: Any, x: Any) -> Any:
-        for w, b in ((0, 1), (2, 3)):
-            x = torch.relu(torch.addmm(params[b], x, params[w]))
-        return torch.addmm(params[5], x, params[4])
-
-    def grad(loss: Any) -> Any:
-        return lambda params, *xy: torch.autograd.grad(loss(params, *xy), params, create_graph=True)
-
-    def step() -> list[np.ndarray]:
-        losses = [_plain_maml(params, t, setting, grad, predict, torch.mean) for t in tasks]
-        return [g.numpy() for g in torch.autograd.grad(sum(losses), params)]
-
-    return step
-
-
-def jax_jit(arrays: dict[str, np.ndarray], setting: dict[str, Any]) -> Step:
+def jax_jit(
+    arrays: Arrays, setting: Setting, order: int, *, patches: bool = False, mapped: bool = False
+) -> Step:
     import jax
     import jax.numpy as jnp
 
+    def conv(x: Any, w: Any, stride: int) -> Any:
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, w, (stride, stride), "VALID", dimension_numbers=dimensions
+        )
+
+    def pad(x: Any, before: int, after: int) -> Any:
+        return jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+
+    framework = Framework(
+        jnp,
+        jax.grad,
+        linear=lambda x, w, b: x @ w + b,
+        relu=jax.nn.relu,
+        log_softmax=jax.nn.log_softmax,
+        pad=pad,
+        conv=None if patches else conv,
+    )
+    one = maml(framework, setting, order)
     params = [jnp.asarray(p) for p in parameters(arrays)]
-    data = [jnp.asarray(x) for x in _data(arrays)]
+    data = [jnp.asarray(arrays[part]) for part in PARTS]
 
-    def predict(params: Any, x: Any) -> Any:
-        for w, b in ((0, 1), (2, 3)):
-            x = jax.nn.relu(x @ params[w] + params[b])
-        return x @ params[4] + params[5]
+    @jax.jit
+    def gradient(params: Any, *data: Any) -> Any:
+        if mapped:
+            every = jax.lax.map(lambda task: one(params, *task), data)
+        else:
+            every = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))(params, *data)
+        return [g.sum(0) for g in every]
 
-    def one(params: Any, *task: Any) -> Any:
-        return _plain_maml(params, task, setting, jax.grad, predict, jnp.mean)
-
-    def total(params: Any) -> Any:
-        return jax.vmap(one, in_axes=(None, 0, 0, 0, 0))(params, *data).sum()
-
-    gradient = jax.jit(jax.grad(total))
-    return lambda: [np.asarray(g) for g in gradient(params)]
+    return lambda: [np.asarray(g) for g in gradient(params, *data)]
 
 
-def autograd_batched(arrays: dict[str, np.ndarray], setting: dict[str, Any]) -> Step:
+def autograd_batched(arrays: Arrays, setting: Setting, order: int) -> Step:
     import autograd
     import autograd.numpy as anp
 
-    params, data = parameters(arrays), _data(arrays)
+    def log_softmax(x: Any) -> Any:
+        x = x - anp.max(x, -1, keepdims=True)
+        return x - anp.log(anp.sum(anp.exp(x), -1, keepdims=True))
+
+    def pad(x: Any, before: int, after: int) -> Any:
+        return anp.pad(x, ((0, 0), (0, 0), (before, after), (before, after), (0, 0)), "constant")
+
+    framework = Framework(
+        anp,
+        autograd.grad,
+        linear=lambda x, w, b: anp.matmul(x, w) + b[:, None],
+        relu=lambda x: anp.maximum(x, 0),
+        log_softmax=log_softmax,
+        pad=pad,
+    )
+    gradient = maml(framework, setting, order, sum=anp.sum)
     tasks = setting["tasks"]
-
-    def predict(params: Any, x: Any) -> Any:
-        for w, b in ((0, 1), (2, 3)):
-            x = anp.maximum(anp.matmul(x, params[w]) + params[b][:, None], 0)
-        return anp.matmul(x, params[4]) + params[5][:, None]
-
-    def total(params: Any) -> Any:
-        # Each task's own copy of the parameters, so that one batched product serves all tasks.
-        ones = anp.ones((tasks, 1, 1), params[0].dtype)
-        copies = [p * (ones if p.ndim == 2 else ones[:, 0]) for p in params]
-        mean = lambda x: anp.sum(x) / x[0].size  # noqa: E731
-        return _plain_maml(copies, data, setting, autograd.grad, predict, mean)
-
-    gradient = autograd.grad(total)
-    return lambda: gradient(params)
-
-
-IMPLEMENTATIONS = {
-    "mamlnp eager": ours_eager,
-    "torch.func.vmap": torch_vmap,
-    "torch, looping tasks": torch_loop,
-    "jax.jit of vmap": jax_jit,
-    "autograd": autograd_batched,
-}
-
-
-def worker(name: str, setting: dict[str, Any], folder: Path) -> None:
-    """Write the float32 meta-gradient, then answer every line of input with a median time in ms."""
-    make = IMPLEMENTATIONS[name]
-    arrays = {k: v.astype(np.float32) for k, v in tensors(setting).items()}
-    step = make(arrays, setting)
-    np.savez(folder / "gradient.npz", *step())
-    for _ in range(20):
-        step()
-    began = time.perf_counter()
-    step()
-    count = max(3, int(BLOCK_SECONDS / (time.perf_counter() - began)))
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        times = []
-        for _ in range(count):
-            began = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - began)
-        print(1e3 * statistics.median(times), flush=True)
-
-
-def distance(a: list[np.ndarray], b: list[np.ndarray]) -> float:
-    apart = sum(float(((x - y) ** 2).sum()) for x, y in zip(a, b, strict=True))
-    return (apart / sum(float((y**2).sum()) for y in b)) ** 0.5
-
-
-def compare(name: str, repeats: int) -> list[dict[str, Any]]:
-    """One row an implementation."""
-    setting = SETTINGS[name]
-    exact = ours_eager(tensors(setting), setting)()
-    rows, workers = [], {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for i, implementation in enumerate(IMPLEMENTATIONS):
-            folder = Path(scratch) / str(i)
-            folder.mkdir()
-            process = subprocess.Popen(
-                [sys.executable, __file__, "--setting", name, "--worker", implementation, folder],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            assert process.stdout is not None and process.stderr is not None
-            if process.stdout.readline().strip() != "ready":
-                print(f"{implementation}: left out ({process.stderr.read().strip()[-200:]})")
-                continue
-            with np.load(folder / "gradient.npz") as saved:
-                apart = distance(list(saved.values()), exact)
-            if not apart < AGREEMENT:
-                raise SystemExit(f"{implementation}: the meta-gradient is off by {apart:.1e}.")
-            workers[implementation] = (process, apart)
-        times: dict[str, list[float]] = {w: [] for w in workers}
-        for _ in range(repeats):
-            for implementation, (process, _) in workers.items():
-                process.stdin.write("\n")
-                process.stdin.flush()
-                times[implementation].append(float(process.stdout.readline()))
-        for implementation, (process, apart) in workers.items():
-            process.stdin.close()
-            process.wait()
-            low, _, high = statistics.quantiles(times[implementation], n=4)
-            row = {
-                "setting": name,
-                "order": 2,
-                "implementation": implementation,
-                "median_ms": statistics.median(times[implementation]),
-                "spread_ms": high - low,
-                "grad_rel_diff": apart,
-            }
-            rows.append(row)
-    return rows
-
-
-def versions() -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version(), "cores": os.cpu_count()}
-    for package in ("mamlnp", "numpy", "numba", "torch", "jax", "autograd"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--setting", choices=SETTINGS, action="append")
-    parser.add_argument("--repeats", type=int, default=20, help="blocks an implementation")
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        name, folder = options.worker
-        return worker(name, SETTINGS[options.setting[0]], Path(folder))
-    print(versions())
-    rows = []
-    for setting in options.setting or SETTINGS:
-        print(f"{setting}: second-order meta-gradient, {SETTINGS[setting]}, float32")
-        for row in compare(setting, options.repeats):
-            rows.append(row)
-            print(
-                f"  {row['implementation']:24}{row['median_ms']:9.3f} ms  "
-                f"(quartiles {row['spread_ms']:.3f} apart; gradient within "
-                f"{row['grad_rel_diff']:.0e})"
-            )
-    if options.json:
-        partial = options.json.with_suffix(".partial")
-        partial.write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1) + "\n")
-        partial.replace(options.json)
-
-
-if __name__ == "__main__":
-    main()
+    # Each task's own copy of the parameters, so that one batched product serves all tasks.
+    theta = [np.broadcast_to(p, (tasks, *p.shape)).copy() for p in parameters(arrays)]
+    return lambda: [g.sum(0) for g in gradient(theta, *(arrays[part] for part in PARTS))]

@@ -5,7 +5,8 @@ To read the code, follow the order in which each module imports only from those 
 ``errors``, ``backend`` (the seam to NumPy and numba), ``array`` (a value and how it was made),
 ``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``tree``, ``autodiff``
 (vjp, grad, hvp), ``compile`` (trace once, replay fast), ``losses``, ``optim``, ``nn``, ``tasks``,
-``maml`` (Algorithms 1-3), ``gradcheck``, ``checks``, ``runs``, ``plots``, ``experiments``, ``cli``.
+``maml`` (Algorithms 1-3), ``parallel`` (a meta-batch over threads), ``gradcheck``, ``checks``,
+``runs``, ``plots``, ``experiments``, ``cli``.
 """
 
 from . import (
@@ -15,6 +16,7 @@ from . import (
     nn,
     ops as _ops,  # noqa: F401 (registers the operations)
     optim,
+    parallel,
     tasks,
     tree,
 )
@@ -166,6 +168,7 @@ __all__ = [
     "ones_like",
     "optim",
     "pad",
+    "parallel",
     "patches",
     "power",
     "put",

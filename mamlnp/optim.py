@@ -1,7 +1,8 @@
 """Optimisers as pairs of pure functions: ``init(params)`` and ``update(params, grads, state)``.
 
-They are made of ops, so one can also be the inner loop's and be differentiated through. A learning
-rate is a number, or a function of the step (from 0) that gives one.
+They are made of ops, so one can also be the inner loop's and be differentiated through, and be
+compiled: the number of steps so far is an Array. A learning rate is a number, or a function of that
+Array (from 0), written in ops too.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import tree
-from .ops.elementwise import sqrt, zeros_like
+from .array import Array, array
+from .ops.elementwise import astype, cos, expm1, minimum, neg, sqrt, zeros_like
 
 Tree = Any
-Rate = float | Callable[[int], float]
+Rate = float | Callable[[Any], Any]
 
 
 class Optimizer(NamedTuple):
     """Attributes:
-    init: params -> state, a dict with the number of steps so far and trees like params.
+    init: params -> state, a dict with the number of steps so far (an integer Array without axes)
+        and trees like params.
     update: (params, grads, state) -> (new params, new state).
     """
 
@@ -27,31 +30,36 @@ class Optimizer(NamedTuple):
     update: Callable[[Tree, Tree, dict[str, Any]], tuple[Tree, dict[str, Any]]]
 
 
-def _at(rate: Rate, step: int) -> float:
+def _at(rate: Rate, step: Array) -> Any:
     return rate(step) if callable(rate) else rate
 
 
-def cosine(peak: float, steps: int) -> Callable[[int], float]:
+def _typed(rate: Any, like: Array) -> Any:
+    """A rate for a leaf: numbers take its type by themselves, Arrays are converted."""
+    return astype(rate, like.dtype) if isinstance(rate, Array) else rate
+
+
+def cosine(peak: float, steps: int) -> Callable[[Any], Array]:
     """From ``peak`` down to 0 over ``steps`` steps, along half a cosine.
 
-    >>> [round(cosine(1.0, 4)(i), 3) for i in range(5)]
+    >>> [round(float(cosine(1.0, 4)(i)), 3) for i in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
     """
-    return lambda step: 0.5 * peak * (1 + math.cos(math.pi * min(step, steps) / steps))
+    return lambda step: 0.5 * peak * (1 + cos(minimum(step, steps) * (math.pi / steps)))
 
 
 def sgd(lr: Rate, momentum: float = 0.0) -> Optimizer:
     """Gradient descent: m <- momentum m + g, params <- params - lr m."""
 
     def init(params: Tree) -> dict[str, Any]:
-        return {"step": 0, **({"m": tree.map(zeros_like, params)} if momentum else {})}
+        return {"step": array(0), **({"m": tree.map(zeros_like, params)} if momentum else {})}
 
     def update(params: Tree, grads: Tree, state: dict[str, Any]) -> tuple[Tree, dict[str, Any]]:
         rate = _at(lr, state["step"])
         new = {"step": state["step"] + 1}
         if momentum:
             grads = new["m"] = tree.map(lambda m, g: momentum * m + g, state["m"], grads)
-        return tree.map(lambda p, g: p - rate * g, params, grads), new
+        return tree.map(lambda p, g: p - _typed(rate, p) * g, params, grads), new
 
     return Optimizer(init, update)
 
@@ -70,19 +78,25 @@ def adam(
     """
 
     def init(params: Tree) -> dict[str, Any]:
-        return {"step": 0, "m": tree.map(zeros_like, params), "v": tree.map(zeros_like, params)}
+        return {
+            "step": array(0),
+            "m": tree.map(zeros_like, params),
+            "v": tree.map(zeros_like, params),
+        }
 
     def update(params: Tree, grads: Tree, state: dict[str, Any]) -> tuple[Tree, dict[str, Any]]:
         step = state["step"] + 1
         m = tree.map(lambda m, g: b1 * m + (1 - b1) * g, state["m"], grads)
         v = tree.map(lambda v, g: b2 * v + (1 - b2) * (g * g), state["v"], grads)
-        # Both bias corrections as numbers: m / (1 - b1^t) over sqrt(v / (1 - b2^t)) + eps.
-        root = math.sqrt(1 - b2**step)
-        rate = _at(lr, state["step"]) * root / (1 - b1**step)
+        # m / (1 - b1^t) over sqrt(v / (1 - b2^t)) + eps, the corrections taken out of the leaves.
+        corrections = (neg(expm1(step * math.log(b))) if b else array(1.0) for b in (b1, b2))
+        first, second = corrections
+        root = sqrt(second)
+        rate = _at(lr, state["step"]) * root / first
 
         def moved(p: Any, m: Any, v: Any) -> Any:
-            v = v + eps_root * root**2 if eps_root else v
-            return p - rate * m / (sqrt(v) + eps * root)
+            v = v + _typed(eps_root * second, p) if eps_root else v
+            return p - _typed(rate, p) * m / (sqrt(v) + _typed(eps * root, p))
 
         return tree.map(moved, params, m, v), {"step": step, "m": m, "v": v}
 

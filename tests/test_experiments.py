@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import signal
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mamlnp import maml, tree
+from mamlnp import maml, parallel, tree
 from mamlnp.errors import DataError
 from mamlnp.experiments import loop, omniglot, sine
 from mamlnp.experiments.scores import Row, adaptation_scores, as_records, as_table, rows
@@ -73,20 +74,54 @@ def assert_same_arrays(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(x, y)
 
 
+def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Ctrl-C in the meta-step of that number, counted from 1, of the next training."""
+    make, calls = parallel.meta_step, itertools.count(1)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        meta_step = make(*args, **kwargs)
+
+        def step(*state_and_task: Any) -> Any:
+            if next(calls) == at:
+                signal.raise_signal(signal.SIGINT)
+            return meta_step(*state_and_task)
+
+        return step
+
+    monkeypatch.setattr(parallel, "meta_step", interrupted)
+
+
+def test_eager_training_is_the_same_to_rounding(
+    case: tuple[str, Any, Any, Any], tmp_path: Path
+) -> None:
+    name, experiment, config, data = case
+    compiled = trained(case, tmp_path / "compiled")
+    config = dataclasses.replace(config, eager=True)
+    eager = trained((name, experiment, config, data), tmp_path / "eager")
+    for a, b in zip(without_clock(compiled), without_clock(eager), strict=True):
+        assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), rel=1e-4)
+
+
+def test_the_number_of_threads_does_not_change_a_bit(tmp_path: Path) -> None:
+    config = dataclasses.replace(OMNIGLOT, meta_batch_size=5, chunks=3)
+    data = made_up_characters()
+    runs = [
+        trained(
+            ("omniglot", omniglot, dataclasses.replace(config, threads=threads), data),
+            tmp_path / str(threads),
+        )
+        for threads in (1, 2, 3)
+    ]
+    for run in runs[1:]:
+        assert_same_arrays(runs[0].load().arrays, run.load().arrays)
+
+
 def test_an_interrupted_run_resumes_bit_for_bit(
     case: tuple[str, Any, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, experiment, config, data = case
     unbroken = trained(case, tmp_path / "unbroken")
-    calls, meta_step = [], maml.meta_step
-
-    def interrupted_once(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 4:
-            signal.raise_signal(signal.SIGINT)
-        return meta_step(*args, **kwargs)
-
-    monkeypatch.setattr(maml, "meta_step", interrupted_once)
+    interrupt(monkeypatch, at=4)
     run = create_run(name, config, tmp_path / "broken")
     with pytest.raises(loop.Interrupted, match=r"stopped after 4 of .*--resume"):
         experiment.train(config, run, data)
@@ -104,13 +139,7 @@ def test_a_run_that_was_stopped_early_can_be_evaluated(
 ) -> None:
     name, experiment, config, data = case
     run = create_run(name, config, tmp_path / "run")
-    meta_step = maml.meta_step
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
-        return meta_step(*args, **kwargs)
-
-    monkeypatch.setattr(maml, "meta_step", interrupted)
+    interrupt(monkeypatch, at=1)
     with pytest.raises(loop.Interrupted):
         experiment.train(config, run, data)
     table, _ = experiment.evaluate(config, run, data, tasks=4)

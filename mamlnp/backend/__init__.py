@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import cpu, reference
+from . import blas, cpu, reference
 
 namespaces: dict[type, Any] = {np.ndarray: np}
 KERNELS = {"reference": reference, "cpu": cpu}
@@ -60,6 +60,7 @@ def to_device(x: Any) -> Any:
 
 
 keep_memory = cpu.keep_memory
+one_blas_thread = blas.one_thread
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np  # noqa: F401 (loads the library that is looked for)
@@ -36,6 +38,16 @@ NAMES = (  # of NumPy's wheels, then of others
 def controller() -> ThreadpoolController:
     """What sets the number of threads of every library that NumPy has loaded."""
     return ThreadpoolController()
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Products on one thread, for as long as it lasts: who calls it has his own threads."""
+    if threads() == 1:
+        yield
+    else:
+        with controller().limit(limits=1, user_api="blas"):
+            yield
 
 
 def threads() -> int:

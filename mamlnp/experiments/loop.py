@@ -163,10 +163,7 @@ def _to_host(leaf: Any) -> np.ndarray:
 
 
 def _from_host(saved: Tree) -> Tree:
-    """Arrays of floats, and counts as Python's integers."""
-    return tree.map(
-        lambda leaf: int(leaf) if leaf.dtype.kind == "i" else Array(to_device(leaf)), saved
-    )
+    return tree.map(lambda leaf: Array(to_device(leaf)), saved)
 
 
 def _short(numbers: dict[str, float]) -> dict[str, str]:

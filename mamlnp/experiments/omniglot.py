@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from .. import losses, maml, nn, optim, plots
+from .. import losses, maml, nn, optim, parallel, plots
 from ..runs import Run
 from ..tasks import Batch, Task, counted_rng
 from ..tasks.fewshot import ClassImages
 from ..tasks.omniglot import load_omniglot
 from . import loop
-from .scores import Row, adaptation_scores, as_table, rows
+from .scores import Row, as_table, rows, scorer
 
 # Table 1 of the paper, conv4: test accuracy in percent.
 PAPER = {
@@ -60,6 +60,10 @@ class Config:
         split_seed: of the random split.
         validate_every: meta-iterations from one validation (and checkpoint) to the next.
         validation_tasks: how many; the kept parameters are the most accurate on them.
+        chunks: into how many parts a meta-batch is split for the threads (at most one a task). It
+            decides the last bits of the result; the number of threads does not.
+        threads: how many run at once; as many as there are cores if not given.
+        eager: run every operation as it comes, instead of compiling the meta-step.
         seed: of everything random.
     """
 
@@ -85,6 +89,9 @@ class Config:
     split_seed: int = 0
     validate_every: int = 250
     validation_tasks: int = 200
+    chunks: int = 16
+    threads: int | None = None
+    eager: bool = False
     seed: int = 0
 
     def describe(self) -> dict[str, Any]:
@@ -168,16 +175,19 @@ def _chunks(
         )
 
 
-def _accuracies(config: Config, params: Any, chunks: Iterator[Task]) -> np.ndarray:
+def _scorer(config: Config, params: Any) -> Callable[[Any, Iterator[Task]], np.ndarray]:
+    """A function of (params, batches of tasks): accuracies after each step, (steps + 1, tasks)."""
     loss, accuracy = _losses(config)
-    alpha = inner_lr(config, params)
-    return np.concatenate(
-        [
-            adaptation_scores(loss, accuracy, params, task, steps=config.eval_steps, inner_lr=alpha)
-            for task in chunks
-        ],
-        axis=1,
+    score = scorer(
+        loss,
+        accuracy,
+        steps=config.eval_steps,
+        inner_lr=inner_lr(config, params),
+        chunks=1 if config.eager else None,
+        threads=config.threads,
+        compiled=not config.eager,
     )
+    return lambda params, batches: np.concatenate([score(params, task) for task in batches], axis=1)
 
 
 def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None:
@@ -187,10 +197,21 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
     if config.meta_lr_decay == "cosine":
         rate = optim.cosine(config.meta_lr, config.meta_iterations)
     optimizer = optim.adam(rate)
+    first = network(config).init(rng=counted_rng(config.seed, "init"))
+    meta_step = parallel.meta_step(
+        loss,
+        optimizer=optimizer,
+        chunks=1 if config.eager else min(config.chunks, config.meta_batch_size),
+        threads=config.threads,
+        compiled=not config.eager,
+        inner_lr=inner_lr(config, first),
+        inner_steps=config.inner_steps,
+        first_order=config.first_order,
+    )
+    accuracies = _scorer(config, first)
 
     def init() -> dict[str, Any]:
-        params = network(config).init(rng=counted_rng(config.seed, "init"))
-        return {"params": params, "opt": optimizer.init(params)}
+        return {"params": first, "opt": optimizer.init(first)}
 
     def step(state: dict[str, Any], n: int) -> tuple[dict[str, Any], float]:
         task = data["train"].sample(
@@ -200,16 +221,7 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
             num_queries=config.num_queries,
             rng=counted_rng(config.seed, "train", n),
         )
-        params, opt, query_losses = maml.meta_step(
-            loss,
-            state["params"],
-            state["opt"],
-            task,
-            optimizer=optimizer,
-            inner_lr=inner_lr(config, state["params"]),
-            inner_steps=config.inner_steps,
-            first_order=config.first_order,
-        )
+        params, opt, query_losses = meta_step(state["params"], state["opt"], task)
         return {"params": params, "opt": opt}, query_losses.mean().item()
 
     def validate(state: dict[str, Any]) -> tuple[float, dict[str, float]]:
@@ -221,7 +233,7 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
             "validation",
             config.seed,
         )
-        means = _accuracies(config, state["params"], chunks).mean(axis=1, dtype=np.float64)
+        means = accuracies(state["params"], chunks).mean(axis=1, dtype=np.float64)
         score = float(means[config.eval_steps])
         return -score, {"validation_accuracy": score}
 
@@ -241,11 +253,10 @@ def evaluate(config: Config, run: Run, data: Data, *, tasks: int = 600) -> tuple
     test = data["test"]
     name = f"omniglot {config.num_ways}-way {config.num_shots}-shot"
     table: list[Row] = []
+    accuracies = _scorer(config, state["params"])
     for queries in (1, 15):
         chunks = _chunks(config, test, tasks, queries, "test", TEST_SEED + queries)
-        table += rows(
-            name, f"MAML, {queries} q/class", _accuracies(config, state["params"], chunks)
-        )
+        table += rows(name, f"MAML, {queries} q/class", accuracies(state["params"], chunks))
     parts = [
         about,
         f"{name}: accuracy in %, 95 % interval over {tasks} tasks of {len(test.names)} held-out "

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import maml
+from .. import maml, parallel
+from ..array import Array
 from ..backend import to_host
+from ..ops.shape import stack
 from ..tasks import Task
 
 Score = Callable[[Any, Any], Any]
@@ -42,8 +44,8 @@ class Row:
 
 def adaptation_scores(
     loss: maml.Loss, score: Score, params: Any, task: Task, *, steps: int, **how: Any
-) -> np.ndarray:
-    """The score on the query set after 0, 1, ..., ``steps`` inner steps: (steps + 1, T).
+) -> Array:
+    """The score on the query set after 0, 1, ..., ``steps`` inner steps: (steps + 1, T, ...).
 
     Args:
         loss: what the inner loop descends, (params, batch) -> (T,).
@@ -55,8 +57,30 @@ def adaptation_scores(
     """
     path = maml.inner_loop(loss, params, task.support, **how)
     with np.errstate(over="ignore", invalid="ignore"):  # a task that diverges is counted, not lost
-        thetas = itertools.islice(path, steps + 1)
-        return np.stack([to_host(score(theta, task.query).value) for theta in thetas])
+        return stack([score(theta, task.query) for theta in itertools.islice(path, steps + 1)])
+
+
+def scorer(
+    loss: maml.Loss,
+    score: Score,
+    *,
+    steps: int,
+    chunks: int | None = None,
+    threads: int | None = None,
+    compiled: bool = True,
+    **how: Any,
+) -> Callable[[Any, Task], np.ndarray]:
+    """:func:`adaptation_scores` as a function of (params, task), over threads (see parallel.py)."""
+
+    def scores(params: Any, task: Task) -> Array:
+        return adaptation_scores(loss, score, params, task, steps=steps, **how)
+
+    of_chunks = parallel.over_tasks(scores, chunks=chunks, threads=threads, compiled=compiled)
+
+    def of_all(params: Any, task: Task) -> np.ndarray:
+        return np.concatenate([to_host(part.value) for part in of_chunks(params, task)], axis=1)
+
+    return of_all
 
 
 def rows(setting: str, method: str, scores: np.ndarray) -> list[Row]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from .. import losses, maml, nn, optim, plots
-from ..autodiff import value_and_grad
+from .. import losses, nn, optim, parallel, plots
+from ..autodiff import grad
+from ..compile import compile
 from ..runs import Run
 from ..tasks import Batch, Task, counted_rng
 from ..tasks.sinusoid import Sinusoids, sine
 from . import loop
-from .scores import Row, adaptation_scores, as_table, rows
+from .scores import Row, adaptation_scores, as_table, rows, scorer
 
 # Section 5.1 and figure 2 of the paper: 5-shot mean squared errors after steps of adaptation.
 PAPER = {
@@ -50,6 +52,7 @@ class Config:
         validate_every: meta-iterations from one validation (and checkpoint) to the next.
         validation_tasks: how many; the kept parameters are those with the lowest 5-shot error on
             them, averaged over 1, 5 and 10 steps.
+        eager: run every operation as it comes, instead of compiling the meta-step.
         seed: of everything random.
     """
 
@@ -65,6 +68,7 @@ class Config:
     baseline_iterations: int = 20_000
     validate_every: int = 1_000
     validation_tasks: int = 600
+    eager: bool = False
     seed: int = 0
 
     def describe(self) -> dict[str, Any]:
@@ -105,32 +109,52 @@ def _validation_tasks(config: Config, waves: Sinusoids) -> Task:
     return waves.sample(config.validation_tasks, num_shots=5, num_queries=20, rng=rng)
 
 
+def _scores(params: Any, task: Task, lr: float) -> np.ndarray:
+    """Errors after 0..10 steps, (11, tasks), run once: eagerly."""
+    return adaptation_scores(loss, loss, params, task, steps=STEPS, inner_lr=lr).numpy()
+
+
 def _tuned_lr(params: Any, validation: Task) -> float:
     """The step size with which a baseline is best after 10 steps of fine-tuning, on validation
     tasks; the paper's baseline has an "automatically tuned step size" too."""
 
     def error(lr: float) -> float:
-        scores = adaptation_scores(loss, loss, params, validation, steps=STEPS, inner_lr=lr)
+        scores = _scores(params, validation, lr)
         return float(np.nan_to_num(scores[-1].mean(dtype=np.float64), nan=np.inf))
 
     return min(FINE_TUNING_LRS, key=error)
 
 
-def _regression_step(network: nn.Network, state: Any, batch: Batch, optimizer: Any) -> Any:
-    """One plain Adam step of a baseline on the points of all tasks together."""
+def _regression_step(network: nn.Network, optimizer: optim.Optimizer) -> Callable[..., Any]:
+    """One plain step of a baseline on the points of all tasks together."""
 
-    def mean_error(params: Any) -> Any:
-        return losses.mse(network.apply(params, batch.x), batch.y, reduction="mean")
+    def step(state: Any, batch: Batch) -> Any:
+        def mean_error(params: Any) -> Any:
+            return losses.mse(network.apply(params, batch.x), batch.y, reduction="mean")
 
-    _, grads = value_and_grad(mean_error)(state["params"])
-    params, opt = optimizer.update(state["params"], grads, state["opt"])
-    return {"params": params, "opt": opt}
+        grads = grad(mean_error)(state["params"])
+        params, opt = optimizer.update(state["params"], grads, state["opt"])
+        return {"params": params, "opt": opt}
+
+    return step
 
 
 def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -> None:
     """Meta-train, with the baselines beside; ends with pictures in the run's folder."""
     optimizer, plain = optim.adam(config.meta_lr), optim.adam(1e-3)
     validation = _validation_tasks(config, waves)
+    how: dict[str, Any] = {"inner_lr": config.inner_lr, "chunks": 1, "compiled": not config.eager}
+    meta_step = parallel.meta_step(
+        loss,
+        optimizer=optimizer,
+        inner_steps=config.inner_steps,
+        first_order=config.first_order,
+        **how,
+    )
+    scores = scorer(loss, loss, steps=STEPS, **how)
+    pretrain, train_oracle = (_regression_step(network, plain) for network in (NETWORK, ORACLE))
+    if not config.eager:
+        pretrain, train_oracle = compile(pretrain), compile(train_oracle)
 
     def init() -> dict[str, Any]:
         thetas = [_initial_weights(config, stream) for stream in range(3)]
@@ -145,31 +169,19 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
         task = waves.sample_points(
             amplitude, phase, num_shots=config.num_shots, num_queries=config.num_queries, rng=rng
         )
-        params, opt, query_losses = maml.meta_step(
-            loss,
-            state["maml"]["params"],
-            state["maml"]["opt"],
-            task,
-            optimizer=optimizer,
-            inner_lr=config.inner_lr,
-            inner_steps=config.inner_steps,
-            first_order=config.first_order,
-        )
+        params, opt, query_losses = meta_step(state["maml"]["params"], state["maml"]["opt"], task)
         state = {**state, "maml": {"params": params, "opt": opt}}
         if n < config.baseline_iterations:
             points = Batch(*(np.concatenate(pair, 1) for pair in zip(*task, strict=True)))
             told = _told(points, amplitude, phase)
             flat = Batch(points.x.reshape(-1, 1), points.y.reshape(-1, 1))
             flat_told = Batch(told.x.reshape(-1, 3), flat.y)
-            state["pretrained"] = _regression_step(NETWORK, state["pretrained"], flat, plain)
-            state["oracle"] = _regression_step(ORACLE, state["oracle"], flat_told, plain)
+            state["pretrained"] = pretrain(state["pretrained"], flat)
+            state["oracle"] = train_oracle(state["oracle"], flat_told)
         return state, query_losses.mean().item()
 
     def validate(state: dict[str, Any]) -> tuple[float, dict[str, float]]:
-        theta = state["maml"]["params"]
-        means = adaptation_scores(
-            loss, loss, theta, validation, steps=STEPS, inner_lr=config.inner_lr
-        ).mean(axis=1, dtype=np.float64)
+        means = scores(state["maml"]["params"], validation).mean(axis=1, dtype=np.float64)
         shown = {f"validation_{s}_steps": float(means[s]) for s in (1, 5, 10)}
         score = float(means[[1, 5, 10]].mean())
         return score if np.isfinite(score) else float("inf"), shown
@@ -217,8 +229,7 @@ def evaluate(
         here: list[Row] = []
         setting = f"sine {shots}-shot"
         for name, (params, lr) in methods.items():
-            scores = adaptation_scores(loss, loss, params, task, steps=STEPS, inner_lr=lr)
-            here += rows(setting, name, scores)
+            here += rows(setting, name, _scores(params, task, lr))
         told = _told(task.query, amplitude, phase)
         prediction = ORACLE.apply(state["oracle"]["params"], told.x)
         error = losses.mse(prediction, told.y, reduction="mean").numpy()
@@ -259,7 +270,7 @@ def _draw_fits(waves: Sinusoids, methods: dict[str, Any], path: Path) -> None:
             task,
             steps=STEPS,
             inner_lr=lr,
-        )
+        ).numpy()
         for name, (params, lr) in methods.items()
         if name != "random init"
     }

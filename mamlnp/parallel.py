@@ -1,0 +1,164 @@
+"""One meta-batch over threads: chunks of tasks, each replayed by itself.
+
+There is one level of parallelism: a chunk runs on one thread, its products on one BLAS thread, its
+kernels without Python's lock. How many chunks there are is a setting, not what the machine has, and
+their gradients are summed in their order: the same bits come out on one thread or on many.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from . import maml, tree
+from .array import Array
+from .backend import one_blas_thread
+from .compile import compile
+from .errors import ShapeError
+from .ops.elementwise import add
+from .ops.shape import concatenate
+from .optim import Optimizer
+from .tasks import Task
+
+Tree = Any
+OfTasks = Callable[[Tree, Task], Tree]
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="mamlnp")
+
+
+def split(task: Task, chunks: int | None) -> list[Task]:
+    """The meta-batch in chunks of tasks, the first ones a task larger where it does not divide;
+    None: every task by itself.
+
+    Raises:
+        ShapeError: there are more chunks than tasks, or none.
+    """
+    tasks = maml.num_tasks(task.support)
+    chunks = tasks if chunks is None else chunks
+    if not 1 <= chunks <= tasks:
+        raise ShapeError(
+            f"parallel: {tasks} tasks do not make {chunks} chunks. Pass from 1 to {tasks} chunks."
+        )
+    size, larger = divmod(tasks, chunks)
+    stops = [size * i + min(i, larger) for i in range(chunks + 1)]
+    return [
+        tree.map(lambda x, chunk=slice(*ends): x[chunk], task) for ends in itertools.pairwise(stops)
+    ]
+
+
+def over_tasks(
+    f: OfTasks, *, chunks: int | None = None, threads: int | None = None, compiled: bool = True
+) -> Callable[[Tree, Task], list[Tree]]:
+    """f of every chunk of a meta-batch.
+
+    Args:
+        f: (params, task) -> a tree of Arrays.
+        chunks: how many, None: one a task. A replay holds the memory of one chunk a thread, and
+            is fastest where that fits the processor's cache.
+        threads: how many run at once; None: as many as there are cores.
+        compiled: replay f (see :func:`mamlnp.compile`) instead of running it.
+
+    Returns:
+        A function of (params, task): f's results in the order of the chunks.
+    """
+    run = compile(f) if compiled else f
+
+    def of_chunks(params: Tree, task: Task) -> list[Tree]:
+        parts = [task] if chunks == 1 else split(task, chunks)
+        wanted = min(threads or cores(), len(parts))
+        with one_blas_thread():
+            if wanted == 1:
+                return [run(params, part) for part in parts]
+            return list(_pool(wanted).map(lambda part: run(params, part), parts))
+
+    return of_chunks
+
+
+def _joined(parts: list[tuple[Array, Tree]]) -> tuple[Array, Tree]:
+    """All tasks' losses, and the sum of the gradients, chunk after chunk."""
+    losses = concatenate([losses for losses, _ in parts]) if len(parts) > 1 else parts[0][0]
+    return losses, functools.reduce(
+        lambda total, part: tree.map(add, total, part), (grads for _, grads in parts)
+    )
+
+
+def meta_gradient(
+    loss: maml.Loss,
+    *,
+    chunks: int | None = None,
+    threads: int | None = None,
+    compiled: bool = True,
+    **how: Any,
+) -> Callable[[Tree, Task], tuple[Array, Tree]]:
+    """:func:`mamlnp.maml.meta_gradient` as a function of (params, task), in chunks over threads.
+
+    Args:
+        loss: (params, batch) -> (T,).
+        chunks, threads, compiled: as in :func:`over_tasks`.
+        how: as in :func:`mamlnp.maml.meta_gradient`.
+    """
+
+    def gradient(params: Tree, task: Task) -> tuple[Array, Tree]:
+        return maml.meta_gradient(loss, params, task, **how)
+
+    of_chunks = over_tasks(gradient, chunks=chunks, threads=threads, compiled=compiled)
+    joined = compile(_joined) if compiled else _joined
+
+    def of_all(params: Tree, task: Task) -> tuple[Array, Tree]:
+        parts = of_chunks(params, task)
+        return joined(parts) if len(parts) > 1 else parts[0]
+
+    return of_all
+
+
+def meta_step(
+    loss: maml.Loss,
+    *,
+    optimizer: Optimizer,
+    chunks: int | None = None,
+    threads: int | None = None,
+    compiled: bool = True,
+    **how: Any,
+) -> Callable[[Tree, Tree, Task], tuple[Tree, dict[str, Any], Array]]:
+    """:func:`mamlnp.maml.meta_step` as a function of (params, opt_state, task), in chunks over
+    threads; the sum over chunks and the optimiser's update are one replay.
+
+    Arguments are those of :func:`meta_gradient` and an optimiser.
+    """
+
+    def gradient(params: Tree, task: Task) -> tuple[Array, Tree]:
+        return maml.meta_gradient(loss, params, task, **how)
+
+    def update(
+        params: Tree, opt_state: Tree, parts: list[tuple[Array, Tree]]
+    ) -> tuple[Tree, dict[str, Any], Array]:
+        losses, grads = _joined(parts)
+        params, opt_state = optimizer.update(params, grads, opt_state)
+        return params, opt_state, losses
+
+    def whole(params: Tree, opt_state: Tree, task: Task) -> tuple[Tree, dict[str, Any], Array]:
+        return maml.meta_step(loss, params, opt_state, task, optimizer=optimizer, **how)
+
+    if chunks == 1:
+        at_once = compile(whole) if compiled else whole
+
+        def one_chunk(params: Tree, opt_state: Tree, task: Task) -> Any:
+            with one_blas_thread():
+                return at_once(params, opt_state, task)
+
+        return one_chunk
+    of_chunks = over_tasks(gradient, chunks=chunks, threads=threads, compiled=compiled)
+    updated = compile(update) if compiled else update
+    return lambda params, opt_state, task: updated(params, opt_state, of_chunks(params, task))
