@@ -13,6 +13,8 @@ from numba.extending import intrinsic
 
 from .memory import load_f4 as load, load_i8, store_f4 as store, store_i8
 
+HEADER = object.__basicsize__  # a NumPy array's first field, after what every object has, is data
+
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
@@ -200,7 +202,14 @@ def class_labels(row: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def run(kernels, rows):  # type: ignore[no-untyped-def]
-    """Call every kernel with its row."""
-    for i in range(len(kernels)):
+def run(kernels, rows, start, stop):  # type: ignore[no-untyped-def]
+    """Call some kernels, each with its row."""
+    for i in range(start, stop):
         _call(kernels[i], rows[i])
+
+
+@njit(cache=True)
+def point(words, where, which, ahead, arrays):  # type: ignore[no-untyped-def]
+    """Write addresses into rows: ``ahead`` bytes into the memory of NumPy arrays given by id."""
+    for i in range(len(where)):
+        words[where[i]] = load_i8(arrays[which[i]] + HEADER, 0, 0) + ahead[i]

@@ -93,11 +93,16 @@ class Compiled:
         self._traces = 0
 
     def __call__(self, *args: Any) -> Any:
-        leaves = [x if x.__class__ is Array else _lifted(x) for x in tree.leaves(args)]
-        arrays = [x for x in leaves if x.__class__ is Array]
-        if any(x.serial or x.value.__class__ is Node for x in arrays):
-            return self._f(*args)  # something around it differentiates, or traces
-        results = self._traced(args, leaves)([np.ascontiguousarray(x.value) for x in arrays])
+        leaves: list[Array] = []
+        kinds: list[Any] = []
+        _flatten(args, leaves, kinds)
+        values = []
+        for x in leaves:
+            value = x.value
+            if x.serial or value.__class__ is Node:  # something differentiates, or traces
+                return self._f(*args)
+            values.append(value if value.flags.c_contiguous else np.ascontiguousarray(value))
+        results = self._traced(args, kinds)(values)
         if results is None:
             self._f(*args)  # which says what is wrong with the data
             raise CaptureError(f"{self._name()}: bad data met the compiled function only.")
@@ -110,8 +115,9 @@ class Compiled:
             CaptureError: there is none yet.
         """
         if args:
-            leaves = [x if x.__class__ is Array else _lifted(x) for x in tree.leaves(args)]
-            traced = self._traced(args, leaves)
+            kinds: list[Any] = []
+            _flatten(args, [], kinds)
+            traced = self._traced(args, kinds)
         elif self._known:
             traced = next(reversed(self._known.values()))
         else:
@@ -123,11 +129,8 @@ class Compiled:
     def _name(self) -> str:
         return f"compile({getattr(self._f, '__name__', repr(self._f))})"
 
-    def _traced(self, args: Tree, leaves: list[Any]) -> Traced:
-        key = (
-            tuple((x.value.shape, x.value.dtype) if x.__class__ is Array else x for x in leaves),
-            _outline(args),
-        )
+    def _traced(self, args: Tree, kinds: list[Any]) -> Traced:
+        key = tuple(kinds)
         try:
             found = self._known.get(key)
         except TypeError as error:
@@ -138,8 +141,9 @@ class Compiled:
         if found is None:
             with self._lock:
                 if key not in self._known:
-                    rest = iter(leaves)
-                    lifted = tree.map(lambda _: next(rest), args)
+                    lifted = tree.map(
+                        lambda x: as_array(x) if isinstance(x, np.ndarray) else x, args
+                    )
                     self._known[key] = Traced(self._f, lifted, self._without)
                     self._count()
                 found = self._known[key]
@@ -157,17 +161,25 @@ class Compiled:
             )
 
 
-def _lifted(x: Any) -> Any:
-    return as_array(x) if isinstance(x, np.ndarray) else x
-
-
-def _outline(args: Tree) -> Any:
-    """The shape of a tree, hashable."""
-    if isinstance(args, dict):
-        return (*args, *map(_outline, args.values()))
-    if isinstance(args, tuple | list):
-        return (args.__class__, *map(_outline, args))
-    return args is None
+def _flatten(x: Tree, leaves: list[Array], kinds: list[Any]) -> None:
+    """Collect a tree's arrays, and all that a plan depends on."""
+    kind = x.__class__
+    if kind is Array:
+        leaves.append(x)
+        kinds.append(x.value.shape)
+        kinds.append(x.value.dtype.char)
+    elif kind is dict:
+        kinds.append(tuple(x))
+        for child in x.values():
+            _flatten(child, leaves, kinds)
+    elif isinstance(x, tuple | list):
+        kinds.append((kind, len(x)))
+        for child in x:
+            _flatten(child, leaves, kinds)
+    elif isinstance(x, np.ndarray):
+        _flatten(as_array(x), leaves, kinds)
+    else:
+        kinds.append((kind, x))
 
 
 def compile(f: Callable[..., Any], *, without: Collection[str] = ()) -> Compiled:

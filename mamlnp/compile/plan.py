@@ -423,23 +423,22 @@ class Replay:
         where, which, ahead = (np.array(column, np.int64) for column in zip(*moving, strict=True)
                                ) if moving else (np.zeros(0, np.int64),) * 3  # fmt: skip
         self._where, self._which, self._ahead = where, which, ahead
+        self._outputs = [(x.shape, x.dtype) for x in plan.outputs]
 
     def __call__(self, values: list[np.ndarray]) -> list[np.ndarray] | None:
-        """The outputs for these inputs; None if a kernel met bad data."""
-        outputs = [np.empty(x.shape, x.dtype) for x in self.plan.outputs]
-        everything = [*values, *outputs]
-        addresses = np.array([x.__array_interface__["data"][0] for x in everything], np.int64)
-        self._words[self._where] = addresses[self._which] + self._ahead
+        """The outputs for these inputs, contiguous arrays; None if a kernel met bad data."""
+        everything = [*values, *(np.empty(shape, dtype) for shape, dtype in self._outputs)]
+        ids = np.array([id(x) for x in everything], np.int64)
+        replay.point(self._words, self._where, self._which, self._ahead, ids)
         for segment in self._segments:
             if isinstance(segment, Node):
                 self._host(segment, everything)
             else:
-                start, stop = segment
-                replay.run(self._kernels[start:stop], self._rows[start:stop])
+                replay.run(self._kernels, self._rows, *segment)
         if self._flag[0]:
             self._flag[0] = 0
             return None
-        return outputs
+        return everything[len(values) :]
 
     def _array(self, x: Any, everything: list[np.ndarray]) -> Any:
         """A node's memory as NumPy sees it."""

@@ -222,7 +222,7 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
             rng=counted_rng(config.seed, "train", n),
         )
         params, opt, query_losses = meta_step(state["params"], state["opt"], task)
-        return {"params": params, "opt": opt}, query_losses.mean().item()
+        return {"params": params, "opt": opt}, float(query_losses.numpy().mean())
 
     def validate(state: dict[str, Any]) -> tuple[float, dict[str, float]]:
         chunks = _chunks(

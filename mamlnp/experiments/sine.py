@@ -178,7 +178,7 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
             flat_told = Batch(told.x.reshape(-1, 3), flat.y)
             state["pretrained"] = pretrain(state["pretrained"], flat)
             state["oracle"] = train_oracle(state["oracle"], flat_told)
-        return state, query_losses.mean().item()
+        return state, float(query_losses.numpy().mean())
 
     def validate(state: dict[str, Any]) -> tuple[float, dict[str, float]]:
         means = scores(state["maml"]["params"], validation).mean(axis=1, dtype=np.float64)
