@@ -200,22 +200,27 @@ class Framework(NamedTuple):
     relu: Callable[[Any], Any]
     log_softmax: Callable[[Any], Any]
     pad: Callable[[Any, int, int], Any]  # so many pixels before and after, both ways
-    conv: Callable[[Any, Any, int], Any] | None = None  # of padded images; None: patches @ weights
-    norm: Callable[[Any, Any, Any], Any] | None = None
-    pool: Callable[[Any], Any] | None = None
+    conv: Any = None  # (x, w, stride, before, after); None: patches @ weights
+    norm: Any = None  # (x, beta, gamma), where one differentiation is all
+    pool: Any = None
 
 
-def loss_function(f: Framework, setting: Setting) -> Callable[[Any, Any, Any], Any]:
-    """(list of parameters, x, y) -> the mean over a task's examples."""
+def loss_function(f: Framework, setting: Setting, *, once: bool) -> Callable[[Any, Any, Any], Any]:
+    """(list of parameters, x, y) -> the mean over a task's examples.
+
+    ``once``: it will be differentiated once only. A framework's own batch norm is fast then, but
+    slower than its formula when its derivative is differentiated in turn.
+    """
     xp = f.xp
 
     def conv(x: Any, w: Any) -> Any:
         stride = 1 if setting["pool"] else 2
         side = -(-x.shape[-2] // stride)
         padding = (side - 1) * stride + 3 - x.shape[-2]  # SAME: the odd pixel goes to the end
-        x = f.pad(x, padding // 2, padding - padding // 2)
+        before, after = padding // 2, padding - padding // 2
         if f.conv:
-            return f.conv(x, w, stride)
+            return f.conv(x, w, stride, before, after)
+        x = f.pad(x, before, after)
         reach = stride * (side - 1) + 1
         views = [
             x[..., i : i + reach : stride, j : j + reach : stride, :]
@@ -228,7 +233,7 @@ def loss_function(f: Framework, setting: Setting) -> Callable[[Any, Any, Any], A
         return out.reshape(*patches.shape[:-1], -1)
 
     def norm(x: Any, beta: Any, gamma: Any) -> Any:
-        if f.norm:
+        if f.norm and once:
             return f.norm(x, beta, gamma)
         axes = (-4, -3, -2)
         centred = x - xp.mean(x, axis=axes, keepdims=True)
@@ -270,10 +275,11 @@ def loss_function(f: Framework, setting: Setting) -> Callable[[Any, Any, Any], A
 def maml(f: Framework, setting: Setting, order: int, sum: Any = lambda x: x) -> Callable[..., Any]:
     """(theta, *task) -> the meta-gradient of a task, by a framework whose grad is a function's.
 
-    ``sum`` makes one number of the losses, where many tasks are one batch.
+    ``sum`` makes one number of the losses, where several tasks are one batch.
     """
-    loss = loss_function(f, setting)
-    gradient = f.grad(lambda *args: sum(loss(*args)))
+    support_loss = loss_function(f, setting, once=order == 1)
+    query_loss = loss_function(f, setting, once=True)
+    gradient = f.grad(lambda *args: sum(support_loss(*args)))
 
     def adapt(params: Any, x: Any, y: Any) -> Any:
         for _ in range(setting["inner_steps"]):
@@ -282,20 +288,32 @@ def maml(f: Framework, setting: Setting, order: int, sum: Any = lambda x: x) -> 
         return params
 
     def first(params: Any, *task: Any) -> Any:
-        return gradient(adapt(params, *task[:2]), *task[2:])
+        adapted = adapt(params, *task[:2])
+        return f.grad(lambda params: sum(query_loss(params, *task[2:])))(adapted)
 
     def second(params: Any, *task: Any) -> Any:
-        return f.grad(lambda params: sum(loss(adapt(params, *task[:2]), *task[2:])))(params)
+        return f.grad(lambda params: sum(query_loss(adapt(params, *task[:2]), *task[2:])))(params)
 
     return first if order == 1 else second
 
 
-def _torch(patches: bool) -> Framework:
+def _torch(conv: str) -> Framework:
+    """``conv``: "patches", "last" (its own, channels last in memory), "first" (channels first)."""
     import torch
     from torch.nn import functional as F
 
-    def conv(x: Any, w: Any, stride: int) -> Any:  # channels last in memory
-        out = F.conv2d(x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), stride=stride)
+    layout = torch.channels_last if conv == "last" else torch.contiguous_format
+
+    def own(x: Any, w: Any, stride: int, before: int, after: int) -> Any:
+        x, w = x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1)
+        if before != after:
+            x, before = F.pad(x, (before, after, before, after)), 0
+        x, w = x.contiguous(memory_format=layout), w.contiguous(memory_format=layout)
+        return F.conv2d(x, w, stride=stride, padding=before).permute(0, 2, 3, 1)
+
+    def norm(x: Any, beta: Any, gamma: Any) -> Any:
+        x = x.permute(0, 3, 1, 2)
+        out = F.batch_norm(x, None, None, gamma, beta, training=True, eps=1e-3)
         return out.permute(0, 2, 3, 1)
 
     return Framework(
@@ -305,28 +323,31 @@ def _torch(patches: bool) -> Framework:
         relu=torch.relu,
         log_softmax=lambda x: F.log_softmax(x, -1),
         pad=lambda x, before, after: F.pad(x, (0, 0, before, after, before, after)),
-        conv=None if patches else conv,
+        conv=None if conv == "patches" else own,
+        norm=None if conv == "patches" else norm,
         pool=lambda x: F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1),
     )
 
 
-def torch_loop(arrays: Arrays, setting: Setting, order: int, *, patches: bool = False) -> Step:
+def torch_loop(arrays: Arrays, setting: Setting, order: int, *, conv: str = "last") -> Step:
     import torch
 
-    loss = loss_function(_torch(patches), setting)
+    framework = _torch(conv)
+    support_loss = loss_function(framework, setting, once=order == 1)
+    query_loss = loss_function(framework, setting, once=True)
     theta = [torch.tensor(p, requires_grad=True) for p in parameters(arrays)]
     tasks = list(zip(*(torch.tensor(arrays[part]) for part in PARTS), strict=True))
 
     def gradient(support_x: Any, support_y: Any, query_x: Any, query_y: Any) -> Any:
         params = theta
         for _ in range(setting["inner_steps"]):
-            inner = loss(params, support_x, support_y)
-            grads = torch.autograd.grad(inner, params, create_graph=order == 2)
+            loss = support_loss(params, support_x, support_y)
+            grads = torch.autograd.grad(loss, params, create_graph=order == 2)
             params = [p - setting["inner_lr"] * g for p, g in zip(params, grads, strict=True)]
-        return torch.autograd.grad(loss(params, query_x, query_y), theta)
+        return torch.autograd.grad(query_loss(params, query_x, query_y), theta)
 
     def step() -> list[np.ndarray]:
-        sums = gradient(*tasks[0])
+        sums = list(gradient(*tasks[0]))
         for task in tasks[1:]:  # one graph at a time: faster than all at once, and smaller
             torch._foreach_add_(sums, gradient(*task))
         return [g.numpy() for g in sums]
@@ -335,11 +356,11 @@ def torch_loop(arrays: Arrays, setting: Setting, order: int, *, patches: bool = 
 
 
 def torch_vmap(
-    arrays: Arrays, setting: Setting, order: int, *, patches: bool = False, compiled: bool = False
+    arrays: Arrays, setting: Setting, order: int, *, conv: str = "first", compiled: bool = False
 ) -> Step:
     import torch
 
-    one = maml(_torch(patches), setting, order)
+    one = maml(_torch(conv), setting, order)
     params = [torch.tensor(p) for p in parameters(arrays)]
     data = [torch.tensor(arrays[part]) for part in PARTS]
 
@@ -353,15 +374,18 @@ def torch_vmap(
 
 
 def jax_jit(
-    arrays: Arrays, setting: Setting, order: int, *, patches: bool = False, mapped: bool = False
+    arrays: Arrays, setting: Setting, order: int, *, conv: str = "own", mapped: bool = False
 ) -> Step:
     import jax
     import jax.numpy as jnp
 
-    def conv(x: Any, w: Any, stride: int) -> Any:
-        dimensions = ("NHWC", "HWIO", "NHWC")
+    def own(x: Any, w: Any, stride: int, before: int, after: int) -> Any:
         return jax.lax.conv_general_dilated(
-            x, w, (stride, stride), "VALID", dimension_numbers=dimensions
+            x,
+            w,
+            (stride, stride),
+            ((before, after), (before, after)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
     def pad(x: Any, before: int, after: int) -> Any:
@@ -374,7 +398,7 @@ def jax_jit(
         relu=jax.nn.relu,
         log_softmax=jax.nn.log_softmax,
         pad=pad,
-        conv=None if patches else conv,
+        conv=None if conv == "patches" else own,
     )
     one = maml(framework, setting, order)
     params = [jnp.asarray(p) for p in parameters(arrays)]
@@ -391,7 +415,8 @@ def jax_jit(
     return lambda: [np.asarray(g) for g in gradient(params, *data)]
 
 
-def autograd_batched(arrays: Arrays, setting: Setting, order: int) -> Step:
+def autograd_batches(arrays: Arrays, setting: Setting, order: int) -> Step:
+    """All sine tasks as one batch; images, whose tape is large, a task at a time."""
     import autograd
     import autograd.numpy as anp
 
@@ -411,7 +436,136 @@ def autograd_batched(arrays: Arrays, setting: Setting, order: int) -> Step:
         pad=pad,
     )
     gradient = maml(framework, setting, order, sum=anp.sum)
-    tasks = setting["tasks"]
+    batch = setting["tasks"] if setting["net"] == "mlp" else 1
     # Each task's own copy of the parameters, so that one batched product serves all tasks.
-    theta = [np.broadcast_to(p, (tasks, *p.shape)).copy() for p in parameters(arrays)]
-    return lambda: [g.sum(0) for g in gradient(theta, *(arrays[part] for part in PARTS))]
+    theta = [np.broadcast_to(p, (batch, *p.shape)).copy() for p in parameters(arrays)]
+
+    def step() -> list[np.ndarray]:
+        sums = [np.zeros_like(p) for p in parameters(arrays)]
+        for i in range(0, setting["tasks"], batch):
+            grads = gradient(theta, *(arrays[part][i : i + batch] for part in PARTS))
+            sums = [s + g.sum(0) for s, g in zip(sums, grads, strict=True)]
+        return sums
+
+    return step
+
+
+# ---- the floor
+
+
+class Product(NamedTuple):
+    """Of a layer with weights (inputs, outputs), for each of the tasks: "forward" is rows @
+    weights, "input" the gradient by the rows, "weight" that by the weights.
+
+    ``shared``: the weights are the same for all tasks, or their gradient is summed over tasks, so
+    that one product serves them all.
+    """
+
+    kind: str
+    shared: bool
+    tasks: int
+    rows: int
+    inputs: int
+    outputs: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.tasks * self.rows * self.inputs * self.outputs
+
+
+def layers(setting: Setting) -> list[tuple[int, int, int]]:
+    """Rows an example, inputs and outputs of each layer as a product; conv is patches @ weights."""
+    if setting["net"] == "mlp":
+        return [(1, 1, 40), (1, 40, 40), (1, 40, 1)]
+    out, side, channels = [], setting["size"], setting["channels"]
+    for _ in range(4):
+        side = side if setting["pool"] else -(-side // 2)
+        out.append((side**2, 9 * channels, setting["filters"]))
+        side = side // 2 if setting["pool"] else side
+        channels = setting["filters"]
+    return [*out, (1, channels * side**2 if setting["pool"] else channels, setting["ways"])]
+
+
+def products(setting: Setting, order: int) -> Counter[Product]:
+    """The products that the mathematics needs, and how often.
+
+    A gradient takes three a layer: y = P W, gW = P^T c and gP = c W^T. Differentiating that in turn
+    takes two for each of them: with v, u and r the cotangents of gW, gP and y, c gets P v + u W,
+    P gets c v^T + r W^T and W gets u^T c + P^T r. That is nine on the support set, three on the
+    query set, whose gradient is not differentiated. Of the first layer P is the data, and neither
+    gP nor the cotangent of P is wanted: four and two.
+
+    In the first inner step all tasks still share theta, whose gradient is a sum over them; so is
+    the query's gradient in first order.
+    """
+    found: Counter[Product] = Counter()
+    tasks, ways = setting["tasks"], setting.get("ways", 1)
+    examples = {
+        "support": setting.get("shots") or ways,
+        "query": setting.get("shots") or ways * setting["queries"],
+    }
+
+    def need(part: str, layer: int, kind: str, shared: bool) -> None:
+        each, inputs, outputs = layers(setting)[layer]
+        found[Product(kind, shared, tasks, each * examples[part], inputs, outputs)] += 1
+
+    for layer in range(len(layers(setting))):
+        for step in range(setting["inner_steps"]):
+            start = step == 0
+            need("support", layer, "forward", start)
+            need("support", layer, "weight", False)
+            if layer:
+                need("support", layer, "input", start)
+            if order == 2:
+                need("support", layer, "forward", False)  # P v
+                need("support", layer, "weight", start)  # P^T r
+                if layer:
+                    need("support", layer, "forward", start)  # u W
+                    need("support", layer, "input", False)  # c v^T
+                    need("support", layer, "input", start)  # r W^T
+                    need("support", layer, "weight", start)  # u^T c
+        need("query", layer, "forward", False)
+        need("query", layer, "weight", order == 1)
+        if layer:
+            need("query", layer, "input", False)
+    return found
+
+
+def _variants(
+    product: Product, scratch: list[np.ndarray], pool: ThreadPoolExecutor, cores: int
+) -> Iterator[tuple[int, Callable[[], Any]]]:
+    """(BLAS threads, the product) in every way: with a transposed operand as it lies beside the
+    other products or in its own order, and with the cores inside BLAS, over the tasks, or idle.
+    """
+    for chunks, threads in {(1, cores), (cores, 1), (1, 1)}:
+        batch = chunks if product.shared else product.tasks
+        rows = product.tasks * product.rows // batch
+        inputs, outputs = product.inputs, product.outputs
+        a, b = {
+            "forward": ((rows, inputs), (inputs, outputs)),
+            "input": ((rows, outputs), (outputs, inputs)),
+            "weight": ((inputs, rows), (rows, outputs)),
+        }[product.kind]
+
+        def operand(
+            i: int, shape: tuple[int, int], transposed: bool = False, batch: int = batch
+        ) -> np.ndarray:
+            flat = scratch[i][: batch * shape[0] * shape[1]]
+            if transposed:
+                return flat.reshape(batch, *shape[::-1]).swapaxes(1, 2)
+            return flat.reshape(batch, *shape)
+
+        one_b = product.shared and product.kind != "weight"
+        for transposed in (False, True) if product.kind != "forward" else (False,):
+            left = operand(0, a, transposed and product.kind == "weight")
+            right = operand(1, b, transposed and product.kind == "input", 1 if one_b else batch)
+            right = np.broadcast_to(right, (batch, *b))
+            out = operand(2, (a[0], b[1]))
+            parts = [
+                (left[i : i + -(-batch // chunks)], right[i : i + -(-batch // chunks)], out[i : i + -(-batch // chunks)])
+                for i in range(0, batch, -(-batch // chunks))
+            ]
+            if chunks == 1:
+                yield threads, partial(np.matmul, left, right, out=out)
+            else:
+                yield threads, lambda parts=parts: list(pool.map(lambda p: np.matmul(p[0], p[1], out=p[2]), parts))

@@ -4,7 +4,7 @@
     train omniglot       meta-train a convolutional network on handwritten characters (section 5.2)
     evaluate RUN         score a run on test tasks, beside the baselines and the paper
     check                check every derivative rule, every layer and the meta-gradient
-    --version            the versions that results depend on
+    --version [-v]       the version; with -v all that results and their speed depend on
 
 mamlnp COMMAND --help explains a command's options.
 """
@@ -22,7 +22,8 @@ from typing import Any
 import tyro
 
 from . import checks
-from .backend import keep_memory
+from .backend.generated import cache_folder
+from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
 from .errors import DataError
 from .experiments import omniglot, sine
 from .experiments.loop import Interrupted, check_settings
@@ -79,14 +80,18 @@ class Check:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command. A mistake of the user's is one line and exit status 2."""
+    if argv is None:
+        restart_with_better_kernels()
     keep_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         match arguments:
             case [] | ["--help" | "-h", *_]:
                 print(__doc__, end="")
-            case ["--version" | "-V", *_]:
-                print("\n".join(f"{name:18} {value}" for name, value in versions().items()))
+            case ["--version" | "-V"]:
+                print("mamlnp", versions()["mamlnp"])
+            case ["--version" | "-V", "-v" | "--verbose"]:
+                print("\n".join(f"{name:18} {value}" for name, value in _machine().items()))
             case ["train", name, *options] if name in EXPERIMENTS:
                 _train(name, options)
             case ["train", *_]:
@@ -106,6 +111,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_said("mamlnp: interrupted.", 130))
     except (ValueError, NotImplementedError, OSError) as error:
         sys.exit(_said(f"mamlnp: {error}", 2))
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        **versions(),
+        CORETYPE: os.environ.get(CORETYPE, "not set: OpenBLAS chose by itself"),
+        "cores": cores(),
+        "threads": f"{cores()} over chunks of tasks, each with 1 BLAS thread, when training",
+        "freed memory": "kept by the C library" if keep_memory() else "given back",
+        "kernels": cache_folder(),
+    }
 
 
 def _said(line: str, status: int) -> int:

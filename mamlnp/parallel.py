@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from . import maml, tree
 from .array import Array
-from .backend import one_blas_thread
+from .backend.machine import cores, one_blas_thread
 from .compile import compile
 from .errors import ShapeError
 from .ops.elementwise import add
@@ -26,11 +25,6 @@ from .tasks import Task
 
 Tree = Any
 OfTasks = Callable[[Tree, Task], Tree]
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import safetensors
 import safetensors.numpy
-import threadpoolctl
 
+from .backend.machine import blas
 from .errors import DataError
 
 CONFIG = "config.json"
@@ -322,17 +322,15 @@ def versions() -> dict[str, Any]:
         mamlnp = importlib.metadata.version("mamlnp")
     except importlib.metadata.PackageNotFoundError:
         mamlnp = "not installed"
-    pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
-    # Other packages may have loaded a BLAS of their own; NumPy's lies in its folder or comes alone.
-    blas: dict[str, Any] = min(pools, key=lambda pool: "numpy" not in pool["filepath"], default={})
+    found = blas()
     return {
         "mamlnp": mamlnp,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "numba": importlib.metadata.version("numba"),
-        "blas": f"{blas['internal_api']} {blas['version']}" if blas else None,
-        "blas_architecture": blas.get("architecture"),
-        "blas_threads": blas.get("num_threads"),
+        "blas": found.version,
+        "blas_architecture": found.architecture,
+        "blas_threads": found.threads,
         "platform": platform.platform(),
         "cpu": _cpu(),
     }

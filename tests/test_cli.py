@@ -45,8 +45,11 @@ def test_every_command_explains_its_options(
 
 def test_version_names_what_results_depend_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("mamlnp ")
+    assert run("--version", "-v") == 0
     text = capsys.readouterr().out
-    assert all(word in text for word in ("mamlnp", "numpy", "numba", "blas"))
+    names = ("mamlnp", "numpy", "numba", "blas", "blas_architecture", "blas_threads", "cores")
+    assert all(f"{name} " in text for name in names)
 
 
 @pytest.mark.parametrize(

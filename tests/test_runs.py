@@ -287,23 +287,6 @@ def test_versions_say_which_blas_numpy_uses():
     assert json.loads(json.dumps(found)) == found
 
 
-def test_the_blas_recorded_is_numpys(monkeypatch):
-    pools = [
-        {"user_api": "openmp", "filepath": "/lib/numpy.libs/libgomp.so"},
-        {"user_api": "blas", "filepath": "/lib/torch/libblas.so", "internal_api": "mkl"},
-        {
-            "user_api": "blas",
-            "filepath": "/lib/numpy.libs/libblas.so",
-            "internal_api": "openblas",
-            "version": "0.3",
-        },
-    ]
-    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: pools)
-    assert runs.versions()["blas"] == "openblas 0.3"
-    pools.clear()
-    assert runs.versions()["blas"] is None
-
-
 @pytest.mark.parametrize(
     "config", [Config(), Config(seed=3, shots=(1,), data=Path("some/where"), inner_lr=float("inf"))]
 )

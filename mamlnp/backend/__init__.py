@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import blas, cpu, reference
+from . import cpu, reference
 
 namespaces: dict[type, Any] = {np.ndarray: np}
 KERNELS = {"reference": reference, "cpu": cpu}
@@ -57,10 +57,6 @@ def to_host(x: Any) -> np.ndarray:
 def to_device(x: Any) -> Any:
     """``x`` as a native array of the default device (the CPU)."""
     return np.asarray(x)
-
-
-keep_memory = cpu.keep_memory
-one_blas_thread = blas.one_thread
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ Serial on purpose: tasks are what is split over threads, so that kernels and BLA
 the same cores.
 """
 
-import ctypes
 import functools
 import math
 from collections.abc import Callable
@@ -95,20 +94,6 @@ def _or_reference(kernel: Callable[..., np.ndarray]) -> Callable[..., np.ndarray
         return kernel(x, *args) if x.dtype in COMPILED else general(x, *args)
 
     return either
-
-
-def keep_memory() -> bool:
-    """Let the C library keep freed memory for the next arrays, instead of giving it back.
-
-    A meta-step frees and allocates the same large arrays again and again; fresh pages for each cost
-    more than half of its time. For programs of our own: a library has no business deciding it.
-    Returns whether the C library could be told (glibc only).
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        return False
-    trim_threshold, mmap_max, largest = -1, -4, 2**31 - 1
-    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, largest))
 
 
 def _images(x: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import tree
 from ..array import Array
+from ..backend.machine import advise
 from ..errors import CaptureError
 from ..op import as_array
 from . import passes
@@ -87,6 +88,7 @@ class Compiled:
 
     def __init__(self, f: Callable[..., Any], without: Collection[str]) -> None:
         functools.update_wrapper(self, f)
+        advise()
         self._f, self._without = f, without
         self._known: OrderedDict[Any, Traced] = OrderedDict()
         self._lock = threading.Lock()

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import generated, replay
-from ..backend.blas import blas
 from ..backend.generated import CODES, LoopNest, Operand, Result, Value
+from ..backend.machine import blas
 from .fuse import COMPARISONS, Access, Loop, Memory, Step, batch, contiguous, matrix, space
 from .passes import REDUCTIONS
 from .trace import Graph, Node, Shape
@@ -164,7 +164,8 @@ class _Nest:
 
 
 def _product(node: Node, memory: Memory) -> Row | Host:
-    functions, code = blas().functions, CODES.get(node.dtype, "")
+    library, code = blas(), CODES.get(node.dtype, "")
+    functions = library.functions
     if code not in functions or not node.size:
         return Host(node)
     a, b = (memory.access(x) for x in node.args[:2])
@@ -184,7 +185,7 @@ def _product(node: Node, memory: Memory) -> Row | Host:
         At(b.root, b.offset * node.dtype.itemsize), ldb, sb,
         At(node, 0), m, sc, int(len(node.args) == 3),
     ]  # fmt: skip
-    return Row(generated.fixed("product", code, blas().wide), words)
+    return Row(generated.fixed("product", code, library.wide), words)
 
 
 def batch_stride(x: Node, product: Node, at: Access) -> int | None:
