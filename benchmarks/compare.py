@@ -534,38 +534,251 @@ def products(setting: Setting, order: int) -> Counter[Product]:
 def _variants(
     product: Product, scratch: list[np.ndarray], pool: ThreadPoolExecutor, cores: int
 ) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """(BLAS threads, the product) in every way: with a transposed operand as it lies beside the
-    other products or in its own order, and with the cores inside BLAS, over the tasks, or idle.
+    """(BLAS threads, the product) in every way: the cores inside BLAS, over the tasks, or only one
+    at work; and what is multiplied from a transpose as a view or as a copy made before.
     """
     for chunks, threads in {(1, cores), (cores, 1), (1, 1)}:
         batch = chunks if product.shared else product.tasks
         rows = product.tasks * product.rows // batch
-        inputs, outputs = product.inputs, product.outputs
-        a, b = {
-            "forward": ((rows, inputs), (inputs, outputs)),
-            "input": ((rows, outputs), (outputs, inputs)),
-            "weight": ((inputs, rows), (rows, outputs)),
+        i, j, k = {
+            "forward": (rows, product.inputs, product.outputs),
+            "input": (rows, product.outputs, product.inputs),
+            "weight": (product.inputs, rows, product.outputs),
         }[product.kind]
-
-        def operand(
-            i: int, shape: tuple[int, int], transposed: bool = False, batch: int = batch
-        ) -> np.ndarray:
-            flat = scratch[i][: batch * shape[0] * shape[1]]
-            if transposed:
-                return flat.reshape(batch, *shape[::-1]).swapaxes(1, 2)
-            return flat.reshape(batch, *shape)
-
-        one_b = product.shared and product.kind != "weight"
-        for transposed in (False, True) if product.kind != "forward" else (False,):
-            left = operand(0, a, transposed and product.kind == "weight")
-            right = operand(1, b, transposed and product.kind == "input", 1 if one_b else batch)
-            right = np.broadcast_to(right, (batch, *b))
-            out = operand(2, (a[0], b[1]))
-            parts = [
-                (left[i : i + -(-batch // chunks)], right[i : i + -(-batch // chunks)], out[i : i + -(-batch // chunks)])
-                for i in range(0, batch, -(-batch // chunks))
-            ]
+        a, b, out = (
+            flat[: batch * m * n].reshape(batch, m, n)
+            for flat, m, n in zip(scratch, (i, j, i), (j, k, k), strict=True)
+        )
+        if product.shared and product.kind != "weight":
+            b = np.broadcast_to(b[:1], b.shape)
+        pairs = [(a, b)]
+        if product.kind == "input":
+            pairs.append((a, np.swapaxes(b.reshape(batch, k, j), 1, 2)))
+        elif product.kind == "weight":
+            pairs.append((np.swapaxes(a.reshape(batch, j, i), 1, 2), b))
+        for a, b in pairs:
             if chunks == 1:
-                yield threads, partial(np.matmul, left, right, out=out)
+                yield threads, partial(np.matmul, a, b, out=out)
             else:
-                yield threads, lambda parts=parts: list(pool.map(lambda p: np.matmul(p[0], p[1], out=p[2]), parts))
+                split = [np.array_split(x, chunks) for x in (a, b, out)]
+                yield threads, partial(_at_once, pool, split)
+
+
+def _at_once(pool: ThreadPoolExecutor, split: list[list[np.ndarray]]) -> None:
+    list(pool.map(np.matmul, *split))
+
+
+def seconds(step: Callable[[], Any], times: int) -> list[float]:
+    out = []
+    for _ in range(times):
+        began = time.perf_counter()
+        step()
+        out.append(time.perf_counter() - began)
+    return out
+
+
+def floor(_: Arrays, setting: Setting, order: int) -> Step:
+    """Every product at its fastest, as often as it is needed."""
+    from threadpoolctl import ThreadpoolController
+
+    needed, cores = products(setting, order), usable_cores()
+    limit = partial(ThreadpoolController().limit, user_api="blas")
+    pool = ThreadPoolExecutor(cores)
+    largest = max(
+        p.tasks * max(p.rows * p.inputs, p.rows * p.outputs, p.inputs * p.outputs) for p in needed
+    )
+    rng = np.random.default_rng(0)
+    scratch = [rng.standard_normal(largest, np.float32) for _ in range(3)]
+    plan: dict[int, list[tuple[int, Callable[[], Any]]]] = {}
+    for product, count in needed.items():
+        best = (float("inf"), 1, lambda: None)
+        for threads, run in _variants(product, scratch, pool, cores):
+            with limit(limits=threads):
+                best = min(best, (min(seconds(run, 4)), threads, run), key=lambda found: found[0])
+        plan.setdefault(best[1], []).append((count, best[2]))
+
+    def step() -> list[np.ndarray]:
+        for threads, runs in plan.items():
+            with limit(limits=threads):
+                for count, run in runs:
+                    for _ in range(count):
+                        run()
+        return []
+
+    return step
+
+
+def best_rate() -> float:
+    """Operations a second of a large float32 product."""
+    a = np.ones((2048, 2048), np.float32)
+    out = a.copy()
+    return 2 * 2048**3 / min(seconds(lambda: np.matmul(a, a, out=out), 8))
+
+
+# ---- one process each
+
+
+IMPLEMENTATIONS: dict[str, Callable[[Arrays, Setting, int], Step]] = {
+    "mamlnp compiled": ours_compiled,
+    "mamlnp eager": ours_eager,
+    "torch loop": torch_loop,
+    "torch loop, patches": partial(torch_loop, conv="patches"),
+    "torch vmap": torch_vmap,
+    "torch vmap, patches": partial(torch_vmap, conv="patches"),
+    "torch compile": partial(torch_vmap, compiled=True),
+    "torch compile, patches": partial(torch_vmap, conv="patches", compiled=True),
+    "jax map": partial(jax_jit, mapped=True),
+    "jax map, patches": partial(jax_jit, mapped=True, conv="patches"),
+    "jax vmap": jax_jit,
+    "jax vmap, patches": partial(jax_jit, conv="patches"),
+    "autograd": autograd_batches,
+}
+OTHERS = {"reference": reference, "floor": floor}
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def work(name: str, setting: Setting, order: int, folder: Path) -> None:
+    """Write the gradient; then answer each number read with the median of so many steps."""
+    with contextlib.suppress(OSError):  # should memory run out, let it end this and nothing else
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    arrays = tensors(setting)
+    if name == "reference":
+        arrays = {k: v.astype(np.float64) for k, v in arrays.items()}
+    step = (IMPLEMENTATIONS | OTHERS)[name](arrays, setting, order)
+    np.savez(folder / "gradient.npz", *step())
+    answer = {"seconds": 0.0}
+    if name != "reference":
+        warm = seconds(step, 1)
+        warm += seconds(step, min(20, int(BLOCK_SECONDS / warm[0])))
+        answer["seconds"] = statistics.median(warm)
+    if name == "floor":
+        answer["rate"] = best_rate()
+    print(json.dumps(answer), flush=True)
+    for line in sys.stdin:
+        print(json.dumps({"seconds": statistics.median(seconds(step, int(line)))}), flush=True)
+    # Linux counts in KiB, macOS in bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}))
+
+
+class LeftOutError(Exception):
+    """An implementation gives no answer."""
+
+
+class Worker:
+    """An implementation in a process of its own, on so many cores; made when it is warm."""
+
+    def __init__(
+        self, name: str, setting: str, order: int, cores: int, folder: Path, limit: float
+    ) -> None:
+        self.name, self.cores, self.folder, self.limit = name, cores, folder, limit
+        self.times: list[float] = []
+        environment = dict(os.environ)
+        if not name.startswith("mamlnp"):
+            # Else glibc gives large blocks back and fetches them anew, page by page, at every step.
+            environment["MALLOC_MMAP_THRESHOLD_"] = str(2**33)
+            environment["MALLOC_TRIM_THRESHOLD_"] = str(2**34)
+        command = [sys.executable, __file__, "--setting", setting, "--order", str(order)]
+        folder.mkdir()
+        with (folder / "errors").open("w") as errors:
+            self.process = subprocess.Popen(
+                [*command, "--work", name, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment,
+                start_new_session=True,  # so that what it starts can be ended with it
+                preexec_fn=partial(_keep_to, cores),
+            )
+        self.ready = self.answer()
+        self.seconds = self.ready["seconds"]
+
+    def answer(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        began, timer = time.perf_counter(), threading.Timer(self.limit, self.end)
+        timer.start()
+        line = self.process.stdout.readline()
+        timer.cancel()
+        if line:
+            return json.loads(line)
+        self.end()
+        if time.perf_counter() - began > self.limit:
+            raise LeftOutError(f"over {self.limit:.0f} s")
+        complaint = (self.folder / "errors").read_text().split("\n")
+        raise LeftOutError(next((c[:200] for c in reversed(complaint) if c), "it was ended"))
+
+    def time(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{max(1, int(BLOCK_SECONDS / self.seconds))}\n")
+        self.process.stdin.flush()
+        self.times.append(1e3 * self.answer()["seconds"])
+
+    def peak_mb(self) -> float:
+        """The last question."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.answer()["peak_mb"]
+
+    def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def _keep_to(cores: int) -> None:
+    """The libraries make as many threads as there are cores for the process."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+
+
+# ---- the comparison
+
+
+def distance(a: list[np.ndarray], b: list[np.ndarray]) -> float:
+    apart = sum(float(((x - y) ** 2).sum()) for x, y in zip(a, b, strict=True))
+    return (apart / sum(float((y**2).sum()) for y in b)) ** 0.5
+
+
+def gradient(worker: Worker) -> list[np.ndarray]:
+    with np.load(worker.folder / "gradient.npz") as saved:
+        return list(saved.values())
+
+
+def compare(setting: str, order: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row an implementation."""
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+
+        def start(name: str, cores: int, limit: float = options.limit) -> Worker:
+            worker = Worker(name, setting, order, cores, Path(scratch) / f"{name} {cores}", limit)
+            stack.callback(worker.end)
+            return worker
+
+        def fastest(name: str) -> Worker:
+            worker = start(name, usable_cores())
+            if worker.seconds > SHORT_SECONDS or worker.cores == 1:
+                return worker
+            workers = sorted((worker, start(name, 1)), key=lambda worker: worker.seconds)
+            workers[1].end()
+            return workers[0]
+
+        exact = start("reference", usable_cores(), limit=float("inf"))
+        workers, apart = [], {}
+        for name in options.implementation or IMPLEMENTATIONS:
+            if SETTINGS[setting]["net"] == "mlp" and ("patches" in name or name == "jax map"):
+                continue
+            try:
+                worker = fastest(name)
+                apart[name] = distance(gradient(worker), gradient(exact))
+                if not apart[name] < AGREEMENT:
+                    raise LeftOutError(f"the meta-gradient is off by {apart[name]:.1e}")
+                if worker.seconds > HOPELESS * min((w.seconds for w in workers), default=np.inf):
+                    for _ in range(3):
+                        worker.time()
+                workers.append(worker)
+            except LeftOutError as reason:
+                print(f"  {name}: left out ({reason})", flush=True)
+        

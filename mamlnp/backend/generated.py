@@ -130,7 +130,7 @@ import math
 import numpy as np
 from numba import cfunc, int64, void
 from mamlnp.backend.memory import *  # noqa: F403
-f4, f8, i8, b1 = np.float32, np.float64, np.int64, np.bool_
+f4, f8, i8, b1, u1 = np.float32, np.float64, np.int64, np.bool_, np.uint8
 f4_ZERO, f8_ZERO, i8_ZERO, f4_ONE, f8_ONE, i8_ONE = f4(0), f8(0), i8(0), f4(1), f8(1), i8(1)
 '''
 DECORATOR = '\n\n@cfunc(void(int64), cache=True, error_model="numpy"{fastmath})\n'
@@ -281,7 +281,7 @@ def fixed(name: str, code: str, wide: bool = True) -> int:
     """The address of one of :mod:`.replay`'s kernels for elements of a type.
 
     Args:
-        name: "product", "patches", "fold", "pool_positions", "take", "put" or "class_labels".
+        name: the function's.
         code: "f4", "f8" or "i8".
         wide: for a product, whether the library's integers have 64 bits.
     """

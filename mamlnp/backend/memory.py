@@ -21,6 +21,7 @@ _TYPES: dict[str, tuple[Any, Any]] = {
     "f8": (types.float64, ir.DoubleType()),
     "i8": (types.int64, ir.IntType(64)),
     "b1": (types.boolean, ir.IntType(8)),
+    "u1": (types.uint8, ir.IntType(8)),
 }
 
 
@@ -69,5 +70,5 @@ def _store(code: str) -> Any:
     return store
 
 
-load_f4, load_f8, load_i8, load_b1 = map(_load, _TYPES)
-store_f4, store_f8, store_i8, store_b1 = map(_store, _TYPES)
+load_f4, load_f8, load_i8, load_b1, load_u1 = map(_load, _TYPES)
+store_f4, store_f8, store_i8, store_b1, store_u1 = map(_store, _TYPES)

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .memory import load_f4 as load, load_i8, store_f4 as store, store_i8
+from .memory import load_f4 as load, load_i8, load_u1, store_f4 as store, store_i8, store_u1
 
 HEADER = object.__basicsize__  # a NumPy array's first field, after what every object has, is data
 
@@ -64,7 +64,7 @@ def _gemm(code: str, wide: bool) -> Any:
 
 gemm_f4, gemm_f8 = _gemm("f4", True), _gemm("f8", True)
 gemm_f4_narrow, gemm_f8_narrow = _gemm("f4", False), _gemm("f8", False)
-gemm, number, zero, width = gemm_f4, np.float32, np.float32(0), 4
+gemm, number, zero, width, u1 = gemm_f4, np.float32, np.float32(0), 4, np.uint8
 
 # Each of these is compiled for an element type, as which ``load``, ``store``, ``number``, ``width``
 # and ``gemm`` stand (see generated.compiled).
@@ -159,6 +159,94 @@ def pool_positions(row: int) -> None:
                             if value > best or (value != value and best == best):
                                 best, place = value, here
                     store_i8(out, at + k, 1, place)
+                at += c
+
+
+def pool_winners(row: int) -> None:
+    """Which element of each window is its first maximum, 0, 1, ...; windows do not overlap."""
+    x, out = load_i8(row, 0, 0), load_i8(row, 1, 0)
+    n, h, w, c = load_i8(row, 2, 0), load_i8(row, 3, 0), load_i8(row, 4, 0), load_i8(row, 5, 0)
+    oh, ow, kh, kw = load_i8(row, 6, 0), load_i8(row, 7, 0), load_i8(row, 8, 0), load_i8(row, 9, 0)
+    at = 0
+    for b in range(n):
+        for i in range(oh):
+            for j in range(ow):
+                corner = ((b * h + i * kh) * w + j * kw) * c
+                if kh == 2 and kw == 2:
+                    below = corner + w * c
+                    for k in range(c):
+                        best, winner = load(x, corner + k, 0), 0
+                        value = load(x, corner + c + k, 0)
+                        wins = value > best or (value != value and best == best)
+                        best, winner = (value, 1) if wins else (best, winner)
+                        value = load(x, below + k, 0)
+                        wins = value > best or (value != value and best == best)
+                        best, winner = (value, 2) if wins else (best, winner)
+                        value = load(x, below + c + k, 0)
+                        wins = value > best or (value != value and best == best)
+                        winner = 3 if wins else winner
+                        store_u1(out, at + k, 1, u1(winner))
+                else:
+                    for k in range(c):
+                        best, winner = load(x, corner + k, 0), 0
+                        for d in range(1, kh * kw):
+                            value = load(x, corner + (d // kw * w + d % kw) * c + k, 0)
+                            if value > best or (value != value and best == best):
+                                best, winner = value, d
+                        store_u1(out, at + k, 1, u1(winner))
+                at += c
+
+
+def pool_take(row: int) -> None:
+    """From every window the element that won."""
+    x, winners, out = load_i8(row, 0, 0), load_i8(row, 1, 0), load_i8(row, 2, 0)
+    n, h, w, c = load_i8(row, 3, 0), load_i8(row, 4, 0), load_i8(row, 5, 0), load_i8(row, 6, 0)
+    oh, ow, kh = load_i8(row, 7, 0), load_i8(row, 8, 0), load_i8(row, 9, 0)
+    kw = load_i8(row, 10, 0)
+    at = 0
+    for b in range(n):
+        for i in range(oh):
+            for j in range(ow):
+                corner = ((b * h + i * kh) * w + j * kw) * c
+                if kh == 2 and kw == 2:
+                    below = corner + w * c
+                    for k in range(c):
+                        winner = load_u1(winners, at + k, 0)
+                        value = load(x, corner + k, 0)
+                        value = load(x, corner + c + k, 0) if winner == 1 else value
+                        value = load(x, below + k, 0) if winner == 2 else value
+                        value = load(x, below + c + k, 0) if winner == 3 else value
+                        store(out, at + k, 1, value)
+                else:
+                    for k in range(c):
+                        d = int(load_u1(winners, at + k, 0))
+                        store(out, at + k, 1, load(x, corner + (d // kw * w + d % kw) * c + k, 0))
+                at += c
+
+
+def pool_put(row: int) -> None:
+    """The transpose of pool_take: every value to where its window's winner is, else 0."""
+    x, winners, out = load_i8(row, 0, 0), load_i8(row, 1, 0), load_i8(row, 2, 0)
+    n, h, w, c = load_i8(row, 3, 0), load_i8(row, 4, 0), load_i8(row, 5, 0), load_i8(row, 6, 0)
+    oh, ow, kh = load_i8(row, 7, 0), load_i8(row, 8, 0), load_i8(row, 9, 0)
+    kw = load_i8(row, 10, 0)
+    at = 0
+    for b in range(n):
+        for i in range(h):
+            if i < oh * kh:
+                for k in range(((b * h + i) * w + ow * kw) * c, (b * h + i + 1) * w * c):
+                    store(out, k, 1, zero)
+            else:
+                for k in range((b * h + i) * w * c, (b * h + i + 1) * w * c):
+                    store(out, k, 1, zero)
+        for i in range(oh):
+            for j in range(ow):
+                corner = ((b * h + i * kh) * w + j * kw) * c
+                for d in range(kh * kw):
+                    start = corner + (d // kw * w + d % kw) * c
+                    for k in range(c):
+                        won = load_u1(winners, at + k, 0) == d
+                        store(out, start + k, 1, load(x, at + k, 0) if won else zero)
                 at += c
 
 

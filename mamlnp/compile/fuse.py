@@ -24,7 +24,10 @@ OF_INTEGERS = {
 }  # fmt: skip
 OF_BOOLEANS = {*COMPARISONS, "astype", "copy", "isfinite", "where"}
 SLOW = {"exp", "expm1", "log", "log1p", "power", "sigmoid", "softplus", "sin", "cos", "tanh"}
-KERNELS = {"class_labels", "fold", "patches", "pool_positions", "put", "take"}
+KERNELS = {
+    "class_labels", "fold", "patches", "pool_positions", "pool_put", "pool_take", "pool_winners",
+    "put", "take",
+}  # fmt: skip
 
 CHEAP_READS, CHEAP_OPERATIONS = 2, 10  # of what is computed again rather than kept
 MOST_READS, MOST_RESULTS = 16, 6  # of one loop

@@ -296,7 +296,7 @@ def products(graph: Graph) -> Graph:
     """Transposes go into products, products of a row or column become sums, and sums of products
     (or of what is linear in one) are taken within the product."""
     graph = rewrite(graph, _transposed)
-    graph = share(rewrite(rewrite(graph, _thin), simplify))
+    graph = share(rewrite(winners(rewrite(graph, _thin)), simplify))
     return rewrite(graph, _accumulating(graph))
 
 
@@ -332,6 +332,37 @@ def _thin(node: Node, args: tuple[Any, ...]) -> Node:
     shape = (*lead, *np.broadcast_shapes(x.shape[-2:], y.shape[-2:]))
     parts = elementwise("mul", (x, y), shape, node.dtype)
     return reshape(total(parts, (len(shape) + axis,), node.dtype), node.shape)
+
+
+def winners(graph: Graph) -> Graph:
+    """Max-pooling by which element of each window won, one byte, instead of by where it is."""
+    of: dict[Node, list[Node]] = {}
+    for node in graph.nodes():
+        for a in node.nodes:
+            of.setdefault(a, []).append(node)
+
+    def fits(positions: Node) -> bool:
+        (x,), size = positions.args, positions.params["size"]
+        apart = size == (positions.params["stride"],) * 2 and math.prod(size) <= 256
+        images = (
+            user.args[0].shape if user.op == "take" else user.params.get("shape")
+            for user in of.get(positions, ())
+            if user.args[1] is positions and user.op in ("take", "put")
+        )
+        alone = positions not in graph.outputs and x.dtype.kind == "f"
+        return apart and alone and list(images) == [x.shape] * len(of.get(positions, ()))
+
+    chosen = {x for x in graph.nodes() if x.op == "pool_positions" and fits(x)}
+
+    def rule(node: Node, args: tuple[Any, ...]) -> Node:
+        if node in chosen:
+            size = {"size": node.params["size"]}
+            return Node("pool_winners", args, size, node.shape, np.uint8)
+        if len(node.args) == 2 and node.args[1] in chosen:
+            return Node(f"pool_{node.op}", args, node.args[1].params, node.shape, node.dtype)
+        return like(node, args)
+
+    return rewrite(graph, rule)
 
 
 LINEAR = ("reshape", "transpose", "fold")

@@ -210,6 +210,14 @@ def _windows(node: Node, memory: Memory) -> Row:
     return Row(generated.fixed(node.op, CODES[x.dtype]), words)
 
 
+def _pooled(node: Node, memory: Memory) -> Row:
+    image, windows = (node, node.args[0]) if node.op == "pool_put" else (node.args[0], node)
+    n, (h, w, c) = math.prod(image.shape[:-3]), image.shape[-3:]
+    words = [At(memory.access(x).root, 0) for x in node.nodes] + [At(node, 0), n, h, w, c]
+    words += [*windows.shape[-3:-1], *node.params["size"]]
+    return Row(generated.fixed(node.op, CODES[node.args[0].dtype]), words)
+
+
 def _indexed(node: Node, memory: Memory) -> Row:
     x, indices = (memory.access(a).root for a in node.args)
     words = [At(x, 0), At(indices, 0), At(node, 0), indices.size]
@@ -227,6 +235,8 @@ def _single(node: Node, memory: Memory) -> Row | Host:
     known = node.nodes[0].dtype in (np.float32, np.float64) if node.nodes else False
     if node.op in ("patches", "fold", "pool_positions") and known:
         return _windows(node, memory)
+    if node.op.startswith("pool_"):
+        return _pooled(node, memory)
     if node.op in ("take", "put") and known and node.args[1].dtype == np.int64:
         return _indexed(node, memory)
     return Host(node)
