@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -676,6 +678,7 @@ class Worker:
     ) -> None:
         self.name, self.cores, self.folder, self.limit = name, cores, folder, limit
         self.times: list[float] = []
+        self.apart = self.peak_mb = float("nan")
         environment = dict(os.environ)
         if not name.startswith("mamlnp"):
             # Else glibc gives large blocks back and fetches them anew, page by page, at every step.
@@ -717,16 +720,21 @@ class Worker:
         self.process.stdin.flush()
         self.times.append(1e3 * self.answer()["seconds"])
 
-    def peak_mb(self) -> float:
-        """The last question."""
+    def finish(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        return self.answer()["peak_mb"]
+        self.peak_mb = self.answer()["peak_mb"]
+        self.process.wait()
+
+    def spread(self) -> float:
+        """From quartile to quartile."""
+        low, _, high = statistics.quantiles(self.times, n=4)
+        return high - low
 
     def end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+            self.process.wait()
 
 
 def _keep_to(cores: int) -> None:
@@ -743,7 +751,7 @@ def distance(a: list[np.ndarray], b: list[np.ndarray]) -> float:
     return (apart / sum(float((y**2).sum()) for y in b)) ** 0.5
 
 
-def gradient(worker: Worker) -> list[np.ndarray]:
+def saved_gradient(worker: Worker) -> list[np.ndarray]:
     with np.load(worker.folder / "gradient.npz") as saved:
         return list(saved.values())
 
@@ -752,33 +760,155 @@ def compare(setting: str, order: int, options: argparse.Namespace) -> list[dict[
     """One row an implementation."""
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
 
-        def start(name: str, cores: int, limit: float = options.limit) -> Worker:
+        def start(name: str, cores: int, limit: float = threading.TIMEOUT_MAX) -> Worker:
             worker = Worker(name, setting, order, cores, Path(scratch) / f"{name} {cores}", limit)
             stack.callback(worker.end)
             return worker
 
         def fastest(name: str) -> Worker:
-            worker = start(name, usable_cores())
+            worker = start(name, usable_cores(), options.limit)
             if worker.seconds > SHORT_SECONDS or worker.cores == 1:
                 return worker
-            workers = sorted((worker, start(name, 1)), key=lambda worker: worker.seconds)
-            workers[1].end()
-            return workers[0]
+            quick, slow = sorted((worker, start(name, 1, options.limit)), key=lambda w: w.seconds)
+            slow.end()
+            return quick
 
-        exact = start("reference", usable_cores(), limit=float("inf"))
-        workers, apart = [], {}
+        exact = start("reference", usable_cores())
+        exact.end()
+        floor = start("floor", usable_cores())
+        workers: list[Worker] = []
         for name in options.implementation or IMPLEMENTATIONS:
             if SETTINGS[setting]["net"] == "mlp" and ("patches" in name or name == "jax map"):
                 continue
             try:
                 worker = fastest(name)
-                apart[name] = distance(gradient(worker), gradient(exact))
-                if not apart[name] < AGREEMENT:
-                    raise LeftOutError(f"the meta-gradient is off by {apart[name]:.1e}")
+                worker.apart = distance(saved_gradient(worker), saved_gradient(exact))
+                if not worker.apart < AGREEMENT:
+                    raise LeftOutError(f"its meta-gradient is off by {worker.apart:.1e}")
                 if worker.seconds > HOPELESS * min((w.seconds for w in workers), default=np.inf):
                     for _ in range(3):
                         worker.time()
+                    worker.finish()
                 workers.append(worker)
             except LeftOutError as reason:
                 print(f"  {name}: left out ({reason})", flush=True)
-        
+        turns = [w for w in (floor, *workers) if not w.times]
+        for i in range(options.repeats):
+            for worker in turns:
+                if i % 4 == 0 or worker.seconds < LONG_SECONDS:
+                    worker.time()
+        for worker in turns:
+            worker.finish()
+    flops = sum(p.flops * count for p, count in products(SETTINGS[setting], order).items())
+    return [
+        {
+            "setting": setting,
+            "order": order,
+            "implementation": worker.name,
+            "cores": worker.cores,
+            "median_ms": statistics.median(worker.times),
+            "spread_ms": worker.spread(),
+            "repeats": len(worker.times),
+            "peak_mb": worker.peak_mb,
+            "grad_rel_diff": worker.apart,
+            "floor_ms": statistics.median(floor.times),
+            "floor_spread_ms": floor.spread(),
+            "floor_at_best_rate_ms": 1e3 * flops / floor.ready["rate"],
+        }
+        for worker in workers
+    ]
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """The rows of one setting and order, beside the fastest peer and the floor."""
+    peer = fastest_peer(rows)
+    for row in rows:
+        ratio = f"{row['median_ms'] / peer:8.2f} x" if peer else " " * 10
+        print(
+            f"  {row['implementation']:24}{row['median_ms']:11.3f} ms{row['spread_ms']:10.3f}"
+            f"{ratio}{row['cores']:5}{row['peak_mb']:9.0f} MB{row['grad_rel_diff']:11.0e}"
+        )
+    if rows:
+        print(
+            f"  {'floor':24}{rows[0]['floor_ms']:11.3f} ms{rows[0]['floor_spread_ms']:10.3f}"
+            f"   (at the best rate of a product {rows[0]['floor_at_best_rate_ms']:.3f} ms)"
+        )
+
+
+def fastest_peer(rows: list[dict[str, Any]]) -> float | None:
+    peers = [r["median_ms"] for r in rows if not r["implementation"].startswith("mamlnp")]
+    return min(peers, default=None)
+
+
+def summary(rows: list[dict[str, Any]]) -> None:
+    """What mamlnp compiled is held against, as ratios."""
+    found: dict[str, dict[int, Any]] = {}
+    for (setting, order), group in itertools.groupby(rows, lambda r: (r["setting"], r["order"])):
+        group = list(group)
+        by_name = {row["implementation"]: row for row in group}
+        if not (ours := by_name.get("mamlnp compiled")):
+            continue
+        found.setdefault(setting, {})[order] = ours
+        ratios = [f"{ours['median_ms'] / ours['floor_ms']:.2f} x the floor"]
+        if peer := fastest_peer(group):
+            ratios.append(f"{peer / ours['median_ms']:.2f} x as fast as the fastest peer")
+        if jax := by_name.get("jax vmap"):
+            ratios.append(f"{ours['median_ms'] / jax['median_ms']:.2f} x the time of jax vmap")
+        print(f"{setting}, order {order}: mamlnp compiled takes {', '.join(ratios)}")
+    for setting, orders in found.items():
+        if len(orders) == 2:
+            time = orders[1]["median_ms"] / orders[2]["median_ms"]
+            floor = orders[1]["floor_ms"] / orders[2]["floor_ms"]
+            print(
+                f"{setting}: first order takes {time:.2f} of second order's time, its floor "
+                f"{floor:.2f}; ratio {time / floor:.2f}"
+            )
+
+
+def versions() -> dict[str, Any]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from threadpoolctl import threadpool_info
+
+    found: dict[str, Any] = {"python": platform.python_version(), "cores": usable_cores()}
+    for package in ("mamlnp", "numpy", "numba", "torch", "jax", "autograd"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return found | {"blas": [f"{b['internal_api']} {b.get('architecture')}" for b in blas]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--setting", choices=SETTINGS, action="append", help="default: all")
+    parser.add_argument("--order", type=int, choices=(1, 2), help="default: both")
+    parser.add_argument("--implementation", choices=IMPLEMENTATIONS, action="append")
+    parser.add_argument("--repeats", type=int, default=20, help="blocks an implementation")
+    parser.add_argument("--limit", type=float, default=300, help="seconds to get ready in")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        name, folder = options.work
+        return work(name, SETTINGS[options.setting[0]], options.order, Path(folder))
+    settings = {name: SETTINGS[name] for name in options.setting or SETTINGS}
+    result: dict[str, Any] = {"versions": versions(), "settings": settings, "rows": []}
+    print(result["versions"])
+    for setting in settings:
+        for order in (options.order,) if options.order else (1, 2):
+            print(f"{setting}, order {order}: {settings[setting]}, float32", flush=True)
+            rows = compare(setting, order, options)
+            report(rows)
+            result["rows"] += rows
+            if options.json:
+                partly = options.json.with_suffix(".partial")
+                partly.write_text(json.dumps(result, indent=1) + "\n")
+    summary(result["rows"])
+    if options.json:
+        partly.replace(options.json)
+
+
+if __name__ == "__main__":
+    main()

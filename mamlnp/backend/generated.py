@@ -128,7 +128,7 @@ POWERS = {
 HEADER = '''"""A kernel of mamlnp, generated; safe to delete. Backend {backend}."""
 import math
 import numpy as np
-from numba import cfunc, int64, void
+from numba import cfunc, int64, njit, void
 from mamlnp.backend.memory import *  # noqa: F403
 f4, f8, i8, b1, u1 = np.float32, np.float64, np.int64, np.bool_, np.uint8
 f4_ZERO, f8_ZERO, i8_ZERO, f4_ONE, f8_ONE, i8_ONE = f4(0), f8(0), i8(0), f4(1), f8(1), i8(1)
@@ -287,8 +287,11 @@ def fixed(name: str, code: str, wide: bool = True) -> int:
     """
     gemm = (code if code in ("f4", "f8") else "f4") + ("" if wide else "_narrow")
     names = FIXED.format(gemm=gemm, code=code, width=int(code[1]))
-    text = HEADER.format(backend=_stamp()) + names + DECORATOR.format(fastmath="")
-    return _compiled(text + inspect.getsource(getattr(replay, name)), name)
+    text = HEADER.format(backend=_stamp()) + names
+    for helper in (replay.gather, replay.scatter):
+        text += "\n\n@njit\n" + inspect.getsource(helper)
+    text += DECORATOR.format(fastmath="") + inspect.getsource(getattr(replay, name))
+    return _compiled(text, name)
 
 
 def _compiled(text: str, function: str) -> int:

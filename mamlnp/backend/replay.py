@@ -84,6 +84,48 @@ def product(row: int) -> None:
         gemm(at, ta, tb, m, n, k, beta, a + j * sa, lda, b + j * sb, ldb, c + j * sc, ldc)
 
 
+def gather(x, out, first, last, h, w, c, oh, ow, kh, kw, stride, top, left):  # type: ignore[no-untyped-def]
+    """The windows of output lines ``first`` to ``last``, counted through all images, flattened."""
+    at = 0
+    for line in range(first, last):
+        b, i = line // oh, line % oh
+        for j in range(ow):
+            column = j * stride - left
+            low, high = max(0, -column) * c, min(kw, w - column) * c
+            for di in range(kh):
+                row = i * stride + di - top
+                if 0 <= row < h:
+                    start = ((b * h + row) * w + column) * c
+                    for k in range(low):
+                        store(out, at + k, 1, zero)
+                    for k in range(low, high):
+                        store(out, at + k, 1, load(x, start + k, 0))
+                    for k in range(high, kw * c):
+                        store(out, at + k, 1, zero)
+                else:
+                    for k in range(kw * c):
+                        store(out, at + k, 1, zero)
+                at += kw * c
+
+
+def scatter(p, out, first, last, h, w, c, oh, ow, kh, kw, stride, top, left):  # type: ignore[no-untyped-def]
+    """The transpose of gather: adds every window to where it came from."""
+    at = 0
+    for line in range(first, last):
+        b, i = line // oh, line % oh
+        for j in range(ow):
+            column = j * stride - left
+            low, high = max(0, -column) * c, min(kw, w - column) * c
+            for di in range(kh):
+                row = i * stride + di - top
+                if 0 <= row < h:
+                    start = ((b * h + row) * w + column) * c
+                    for k in range(low, high):
+                        moved = load(out, start + k, 1) + load(p, at + k, 0)
+                        store(out, start + k, 1, moved)
+                at += kw * c
+
+
 def patches(row: int) -> None:
     """Every window, flattened (see reference.patches)."""
     x, out = load_i8(row, 0, 0), load_i8(row, 1, 0)
@@ -91,26 +133,7 @@ def patches(row: int) -> None:
     oh, ow, kh = load_i8(row, 6, 0), load_i8(row, 7, 0), load_i8(row, 8, 0)
     kw, stride, top = load_i8(row, 9, 0), load_i8(row, 10, 0), load_i8(row, 11, 0)
     left = load_i8(row, 12, 0)
-    at = 0
-    for b in range(n):
-        for i in range(oh):
-            for j in range(ow):
-                first = j * stride - left
-                low, high = max(0, -first) * c, min(kw, w - first) * c
-                for di in range(kh):
-                    line = i * stride + di - top
-                    if 0 <= line < h:
-                        start = ((b * h + line) * w + first) * c
-                        for k in range(low):
-                            store(out, at + k, 1, zero)
-                        for k in range(low, high):
-                            store(out, at + k, 1, load(x, start + k, 0))
-                        for k in range(high, kw * c):
-                            store(out, at + k, 1, zero)
-                    else:
-                        for k in range(kw * c):
-                            store(out, at + k, 1, zero)
-                    at += kw * c
+    gather(x, out, 0, n * oh, h, w, c, oh, ow, kh, kw, stride, top, left)
 
 
 def fold(row: int) -> None:
@@ -122,20 +145,46 @@ def fold(row: int) -> None:
     left = load_i8(row, 12, 0)
     for k in range(n * h * w * c):
         store(out, k, 1, zero)
-    at = 0
-    for b in range(n):
-        for i in range(oh):
-            for j in range(ow):
-                first = j * stride - left
-                low, high = max(0, -first) * c, min(kw, w - first) * c
-                for di in range(kh):
-                    line = i * stride + di - top
-                    if 0 <= line < h:
-                        start = ((b * h + line) * w + first) * c
-                        for k in range(low, high):
-                            moved = load(out, start + k, 1) + load(p, at + k, 0)
-                            store(out, start + k, 1, moved)
-                    at += kw * c
+    scatter(p, out, 0, n * oh, h, w, c, oh, ow, kh, kw, stride, top, left)
+
+
+def convolution(row: int) -> None:
+    """A product with the windows of images, some lines of windows at a time, so that they never
+    leave the cache: kind 0 is windows times weights, 1 windows' times rows, 2 the transpose of 0,
+    rows times weights', added to images."""
+    kind, at, tasks, n = (
+        load_i8(row, 0, 0),
+        load_i8(row, 1, 0),
+        load_i8(row, 2, 0),
+        load_i8(row, 3, 0),
+    )
+    h, w, c, oh = load_i8(row, 4, 0), load_i8(row, 5, 0), load_i8(row, 6, 0), load_i8(row, 7, 0)
+    ow, kh, kw = load_i8(row, 8, 0), load_i8(row, 9, 0), load_i8(row, 10, 0)
+    stride, top, left = load_i8(row, 11, 0), load_i8(row, 12, 0), load_i8(row, 13, 0)
+    filters, windows, lines = load_i8(row, 14, 0), load_i8(row, 15, 0), load_i8(row, 16, 0)
+    images, weights, tw = load_i8(row, 17, 0), load_i8(row, 18, 0), load_i8(row, 19, 0)
+    ldw, sw, rows = load_i8(row, 20, 0), load_i8(row, 21, 0), load_i8(row, 22, 0)
+    ldr, sr, adds = load_i8(row, 23, 0), load_i8(row, 24, 0), load_i8(row, 25, 0)
+    length, size = kh * kw * c, n * h * w * c
+    for t in range(tasks):
+        x, g, r = images + t * size * width, weights + t * sw * width, rows + t * sr * width
+        if kind == 2 and not adds:
+            for k in range(size):
+                store(x, k, 1, zero)
+        for first in range(0, n * oh, lines):
+            last = min(first + lines, n * oh)
+            m, here = (last - first) * ow, r + first * ow * ldr * width
+            if kind == 2:
+                gemm(at, 0, tw, m, length, filters, zero, here, ldr, g, ldw, windows, length)
+                scatter(windows, x, first, last, h, w, c, oh, ow, kh, kw, stride, top, left)
+                continue
+            gather(x, windows, first, last, h, w, c, oh, ow, kh, kw, stride, top, left)
+            if kind == 0:
+                beta = number(adds)
+                gemm(at, 0, tw, m, filters, length, beta, windows, length, g, ldw, here, ldr)
+            else:
+                beta = number(1 if first else adds)
+                gemm(at, 1, 0, length, filters, m, beta, windows, length, here, ldr, g, ldw)
 
 
 def pool_positions(row: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from .passes import ELEMENTWISE, REDUCTIONS, VIEWS, like, reshape
+from .passes import ELEMENTWISE, PRODUCTS, REDUCTIONS, VIEWS, like, reshape
 from .trace import Graph, Node, Shape
 
 TYPES = {np.dtype(name) for name in ("float32", "float64", "int64", "bool")}
@@ -147,9 +147,15 @@ def settle(graph: Graph) -> Graph:
             continue
         args = tuple(new[a] if a.__class__ is Node else a for a in node.args)
         if node.op in KERNELS:
-            args = tuple(a if memory.is_whole(a) and a.op != "fill" else copy(a) for a in args)
+            args = tuple(a if _is_plain(a, memory) else copy(a) for a in args)
         elif node.op == "matmul":
             args = tuple(a if _fits_product(a, memory) else copy(a) for a in args)
+        elif node.op in PRODUCTS:
+            weights = 1 if node.op != "conv_weights" else None  # the other arguments lie in order
+            args = tuple(
+                a if (_fits_product if i == weights else _is_plain)(a, memory) else copy(a)
+                for i, a in enumerate(args)
+            )
         elif not is_loop(node):
             args = tuple(copy(a) if a.__class__ is Node and a.op == "fill" else a for a in args)
         made = like(node, args)
@@ -159,9 +165,13 @@ def settle(graph: Graph) -> Graph:
     outputs: list[Node] = []
     for x in (new[x] for x in graph.outputs):
         elsewhere = x.op in VIEWS or x.op in ("input", "constant", "fill") or x in outputs
-        sums = x.op == "matmul" and len(x.args) == 3  # takes the place of what it adds to
+        sums = x.op in PRODUCTS and len(x.args) == 3  # takes the place of what it adds to
         outputs.append(copied(x) if elsewhere or sums else x)
     return Graph(graph.inputs, outputs)
+
+
+def _is_plain(x: Node, memory: Memory) -> bool:
+    return x.op != "fill" and memory.is_whole(x)
 
 
 def _fits_product(x: Node, memory: Memory) -> bool:

@@ -297,6 +297,7 @@ def products(graph: Graph) -> Graph:
     (or of what is linear in one) are taken within the product."""
     graph = rewrite(graph, _transposed)
     graph = share(rewrite(winners(rewrite(graph, _thin)), simplify))
+    graph = convolutions(graph)
     return rewrite(graph, _accumulating(graph))
 
 
@@ -365,6 +366,49 @@ def winners(graph: Graph) -> Graph:
     return rewrite(graph, rule)
 
 
+LARGEST_WINDOWS = 1 << 20  # bytes: of what is kept rather than made again, a cache's worth
+
+
+def convolutions(graph: Graph) -> Graph:
+    """Products with windows that would not fit the cache, together with making the windows."""
+
+    def windows(x: Any) -> Node | None:
+        """The patches that a matrix is made of."""
+        found = x.args[0] if x.op == "reshape" else x
+        if found.op != "patches" or found.dtype.kind != "f" or found.ndim < 4:
+            return None
+        lead, (n, rows, columns, length) = found.shape[:-4], found.shape[-4:]
+        large = found.size * found.dtype.itemsize > LARGEST_WINDOWS
+        return found if large and x.shape == (*lead, n * rows * columns, length) else None
+
+    def rule(node: Node, args: tuple[Any, ...]) -> Node:
+        if node.op == "matmul":
+            a, b = args
+            found = windows(a)
+            if found is not None and node.shape[:-2] == found.shape[:-4]:
+                counts = {**found.params, "counts": found.shape[-3:-1]}
+                return Node("conv", (found.args[0], b), counts, node.shape, node.dtype)
+            found = windows(swapped(a)) if a.op == "transpose" else None
+            if found is not None and node.shape[:-2] == found.shape[:-4] == b.shape[:-2]:
+                counts = {**found.params, "counts": found.shape[-3:-1]}
+                return Node("conv_weights", (found.args[0], b), counts, node.shape, node.dtype)
+        if node.op == "fold" and node.dtype.kind == "f" and node.ndim >= 4:
+            x = args[0]
+            product = x.args[0] if x.op == "reshape" else x
+            if (
+                product.op == "matmul"
+                and x.size * x.dtype.itemsize > LARGEST_WINDOWS
+                and product.shape[:-2] == node.shape[:-4] == product.args[0].shape[:-2]
+                and product.shape[-1] == x.shape[-1]
+            ):
+                counts = {**node.params, "counts": x.shape[-3:-1]}
+                return Node("conv_images", product.args, counts, node.shape, node.dtype)
+        return like(node, args)
+
+    return rewrite(graph, rule)
+
+
+PRODUCTS = ("matmul", "conv", "conv_weights", "conv_images")
 LINEAR = ("reshape", "transpose", "fold")
 
 
@@ -383,10 +427,10 @@ def _accumulating(graph: Graph) -> Rule:
                 made = like(a, (joined,))
                 once.add(made.number)
                 return made
-        if a.op != "matmul" or a.number not in once or len(a.args) == 3:
+        if a.op not in PRODUCTS or a.number not in once or len(a.args) == 3:
             a, b = b, a
-        sums = a.op == "matmul" and a.number in once and len(a.args) == 2
-        if sums and b.op in ("matmul", "fold") and b.number in once and a.shape == b.shape:
+        sums = a.op in PRODUCTS and a.number in once and len(a.args) == 2
+        if sums and b.op in (*PRODUCTS, "fold") and b.number in once and a.shape == b.shape:
             made = like(a, (*a.args, b))
             once.add(made.number)
             return made

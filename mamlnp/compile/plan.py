@@ -13,7 +13,7 @@ from ..backend import generated, replay
 from ..backend.generated import CODES, LoopNest, Operand, Result, Value
 from ..backend.machine import blas
 from .fuse import COMPARISONS, Access, Loop, Memory, Step, batch, contiguous, matrix, space
-from .passes import REDUCTIONS
+from .passes import PRODUCTS, REDUCTIONS
 from .trace import Graph, Node, Shape
 
 ALIGNMENT = 64  # bytes: a cache line
@@ -197,6 +197,51 @@ def batch_stride(x: Node, product: Node, at: Access) -> int | None:
     return batch(x.shape, at.strides) if own == math.prod(lead) else None
 
 
+WINDOWS_AT_ONCE = 1 << 19  # bytes: with what else a product reads, a cache's worth
+
+
+def _convolution(node: Node, memory: Memory, scratch: Node) -> Row | Host:
+    library, code = blas(), CODES[node.dtype]
+    kind = ("conv", "conv_weights", "conv_images").index(node.op)
+    second = memory.access(node.args[1])
+    if kind == 2:
+        images, rows, filters = node, node.args[0], node.args[0].shape[-1]
+    else:
+        images, filters = node.args[0], node.shape[-1]
+        rows = node if kind == 0 else node.args[1]
+    tasks, n, (h, w, c) = math.prod(images.shape[:-4]), images.shape[-4], images.shape[-3:]
+    (oh, ow), (kh, kw) = node.params["counts"], node.params["size"]
+    (top, _), (left, _) = node.params["padding"]
+    length = kh * kw * c
+    tw, ldw = False, filters
+    weights, sw = At(node, 0), length * filters
+    if kind != 1:
+        tw, ldw = matrix(node.args[1].shape, second.strides) or (False, 0)
+        weights = At(second.root, second.offset * node.dtype.itemsize)
+        shared = math.prod(node.args[1].shape[:-2]) == 1
+        sw = 0 if shared else batch(node.args[1].shape, second.strides) or 0
+    words = [
+        kind, library.functions[code], tasks, n, h, w, c, oh, ow, kh, kw,
+        node.params["stride"], top, left, filters, At(scratch, 0), _lines(node, ow * length),
+        At(memory.access(images).root, 0), weights, int(tw), ldw, sw,
+        At(memory.access(rows).root, 0), filters, n * oh * ow * filters, int(len(node.args) == 3),
+    ]  # fmt: skip
+    return Row(generated.fixed("convolution", code, library.wide), words)
+
+
+def _lines(node: Node, line: int) -> int:
+    """Of windows made at once, ``line`` elements each."""
+    return max(1, WINDOWS_AT_ONCE // (line * node.dtype.itemsize))
+
+
+def _scratch(node: Node) -> Node:
+    """The memory for some windows of a convolution."""
+    (_, ow), (kh, kw) = node.params["counts"], node.params["size"]
+    channels = (node if node.op == "conv_images" else node.args[0]).shape[-1]
+    line = ow * kh * kw * channels
+    return Node("scratch", (), {}, (_lines(node, line), line), node.dtype)
+
+
 def _windows(node: Node, memory: Memory) -> Row:
     x = node.args[0]
     image = x if node.op != "fold" else node
@@ -316,13 +361,19 @@ class Plan:
         fixed = {*self.inputs, *self.outputs, *self.constants}
         for i, step in enumerate(self.steps):
             dying = [x for x in reads[i] if last[x] == i and x not in fixed]
+            scratch = None
             if isinstance(step, Loop):
                 nest = _Nest(step, self.memory, stored)
                 made = nest.outputs
                 self.rows.append(Row(generated.loops(nest.nest), nest.words))
             else:
                 made = [step]
-                self.rows.append(_single(step, self.memory))
+                if step.op in ("conv", "conv_weights", "conv_images"):
+                    scratch = _scratch(step)
+                    self.arena.take(scratch)
+                    self.rows.append(_convolution(step, self.memory, scratch))
+                else:
+                    self.rows.append(_single(step, self.memory))
             for node in made:
                 if node in fixed:
                     continue
@@ -332,7 +383,7 @@ class Plan:
                     self.arena.offsets[node] = self.arena.offsets[heir]
                 else:
                     self.arena.take(node)
-            for node in dying:
+            for node in [*dying, scratch] if scratch is not None else dying:
                 self.arena.release(node)
             for node in made:  # never read: kept only while it is made
                 if node not in last and node not in fixed:
@@ -345,7 +396,7 @@ class Plan:
     def _heir(self, step: Step, node: Node, dying: list[Node]) -> Node | None:
         """What a result can take the place of: read at the same place in the same moment."""
         if isinstance(step, Node):
-            same = step.op == "matmul" and len(step.args) == 3 and step.args[2] in dying
+            same = step.op in PRODUCTS and len(step.args) == 3 and step.args[2] in dying
             return step.args[2] if same else None
         if node.op in REDUCTIONS or not self.arena.reuse:
             return None
@@ -379,6 +430,11 @@ def operations(step: Step) -> int:
         return math.prod(step.space) * len(step.inside)
     if step.op == "matmul":
         return 2 * step.size * step.args[0].shape[-1]
+    if step.op in PRODUCTS:
+        x = step if step.op == "conv_images" else step.args[0]
+        rows = step.args[0] if step.op == "conv_images" else step
+        windows = math.prod(x.shape[:-3]) * math.prod(step.params["counts"])
+        return 2 * windows * math.prod(step.params["size"]) * x.shape[-1] * rows.shape[-1]
     return step.size
 
 
