@@ -302,7 +302,7 @@ def maml(f: Framework, setting: Setting, order: int, sum: Any = lambda x: x) -> 
 def _torch(conv: str) -> Framework:
     """``conv``: "patches", "last" (its own, channels last in memory), "first" (channels first)."""
     import torch
-    from torch.nn import functional as F
+    from torch.nn import functional as F  # noqa: N812
 
     layout = torch.channels_last if conv == "last" else torch.contiguous_format
 

@@ -37,6 +37,17 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return ct
 
 
+@op(draw=one(), linear_in=("x",))
+def anew(xp: Any, x: Any) -> Any:
+    """x itself, to compute from it again what is not to be kept: a compiler does not share it."""
+    return x
+
+
+@anew.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return ct
+
+
 def _aliases(where: str, primals: dict[int, Tree]) -> dict[int, Tree]:
     def make(path: str, leaf: Any) -> Array:
         x = as_array(leaf)
@@ -387,7 +398,7 @@ def rerun(xp: Any, *arrays: Any, f: Callable[..., Array]) -> Any:
 
 @rerun.vjp("arrays")
 def _(ct: Array, out: Array, *arrays: Array, f: Callable[..., Array]) -> tuple[Array, ...]:
-    return vjp(f, *arrays)[1](ct)
+    return vjp(f, *map(anew, arrays))[1](ct)
 
 
 def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from . import tree
 from .array import Array, array
-from .autodiff import grad, hvp, stop_gradient, value_and_grad, vjp
+from .autodiff import anew, grad, hvp, stop_gradient, value_and_grad, vjp
 from .errors import ShapeError
 from .op import as_array, describe
 from .ops.elementwise import add, mul, neg, sub, zeros_like
@@ -217,7 +217,7 @@ def _explicit_product(
     (_, losses), v = value_and_grad(query, has_aux=True)(path.pop())
     alpha = tree.broadcast(inner_lr, v)
     alpha_grads = tree.map(zeros_like, v)
-    for theta in reversed(path):
+    for theta in (tree.map(anew, theta) for theta in reversed(path)):  # no tape was kept
         if learn_inner_lr:
             step = tree.map(lambda g, v: neg(mul(g, v)), grad(support)(theta), v)
             alpha_grads = tree.map(add, alpha_grads, step)

@@ -31,6 +31,7 @@ KERNELS = {
 
 CHEAP_READS, CHEAP_OPERATIONS = 2, 10  # of what is computed again rather than kept
 MOST_READS, MOST_RESULTS = 16, 6  # of one loop
+RECENT = 32  # loops over the same space that are looked at
 
 
 def is_loop(node: Node) -> bool:
@@ -237,6 +238,7 @@ class _Fusion:
         self.fused = fused
         self.when: dict[Node, int] = {}
         self.steps: list[Step] = []
+        self.loops: dict[Shape, list[int]] = {}  # where the loops over each space are
         for node in self.nodes:
             if node.op in VIEWS:
                 continue
@@ -315,21 +317,23 @@ class _Fusion:
 
     def _place(self, root: Node) -> None:
         """Into the loop with which it shares the most, or a new one."""
-        best, shared = Loop(space(root)), 0
-        for position, loop in enumerate(self.steps if self.fused else ()):
-            if isinstance(loop, Loop) and loop.space == space(root):
-                found = self._shares(root, loop, position)
-                if found > shared:
-                    best, shared = loop, found
+        at, shared = len(self.steps), 0
+        alike = self.loops.setdefault(space(root), [])
+        for position in alike[-RECENT:] if self.fused else ():
+            found = self._shares(root, self.steps[position], position)
+            if found > shared:
+                at, shared = position, found
         if not shared:
-            self.steps.append(best)
-        inside, reads = self._tree(root, best)
-        best.roots.append(root)
-        best.inside |= inside
-        best.reads |= reads
-        self.when[root] = self.steps.index(best) if shared else len(self.steps) - 1
+            alike.append(at)
+            self.steps.append(Loop(space(root)))
+        loop: Any = self.steps[at]
+        inside, reads = self._tree(root, loop)
+        loop.roots.append(root)
+        loop.inside |= inside
+        loop.reads |= reads
+        self.when[root] = at
 
-    def _shares(self, root: Node, loop: Loop, position: int) -> int:
+    def _shares(self, root: Node, loop: Any, position: int) -> int:
         """How many full arrays it reads or computes too; 0 if it cannot be there."""
         inside, reads = self._tree(root, loop)
         if len(loop.roots) >= MOST_RESULTS or len({*loop.reads, *reads}) > MOST_READS:

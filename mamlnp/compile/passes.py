@@ -26,7 +26,7 @@ ELEMENTWISE = {
     "where",
 }  # fmt: skip
 REDUCTIONS = {"sum", "max", "min"}
-VIEWS = {"reshape", "transpose", "broadcast_to", "slices"}
+VIEWS = {"reshape", "transpose", "broadcast_to", "slices", "anew"}
 
 Rule = Callable[[Node, tuple[Any, ...]], Node]
 
@@ -42,9 +42,8 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
 
 
 def like(node: Node, args: tuple[Any, ...], shape: Shape | None = None) -> Node:
-    """The same operation on other arguments."""
-    if args == node.args and shape is None:
-        return node
+    """The same operation on other arguments; new even if they are not, so that numbers keep to the
+    order in which a pass goes through the graph."""
     return Node(
         node.op,
         args,
