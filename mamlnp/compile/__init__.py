@@ -111,7 +111,7 @@ class Compiled:
         return results
 
     def explain(self, *args: Any) -> None:
-        """Print the plan for such arguments; without any, the last one used.
+        """Print the plan for such arguments; without any, the last one made.
 
         Raises:
             CaptureError: there is none yet.
@@ -120,13 +120,21 @@ class Compiled:
             kinds: list[Any] = []
             _flatten(args, [], kinds)
             traced = self._traced(args, kinds)
-        elif self._known:
-            traced = next(reversed(self._known.values()))
         else:
+            traced = self.latest()
+        print(self._name(), traced.plan.described(traced.counts), sep=": ")
+
+    def latest(self) -> Traced:
+        """What was traced last.
+
+        Raises:
+            CaptureError: nothing was yet.
+        """
+        if not self._known:
             raise CaptureError(
                 f"{self._name()}: nothing was traced yet. Call it, or explain(*args)."
             )
-        print(self._name(), traced.plan.described(traced.counts), sep=": ")
+        return next(reversed(self._known.values()))
 
     def _name(self) -> str:
         return f"compile({getattr(self._f, '__name__', repr(self._f))})"
