@@ -99,10 +99,10 @@ def _images(setting: Setting, rng: np.random.Generator) -> Arrays:
     for i, fan_in in enumerate((channels, filters, filters, filters), 1):
         bound = np.sqrt(6 / (9 * (fan_in + filters)))
         arrays[f"conv{i}.w"] = rng.uniform(-bound, bound, (3, 3, fan_in, filters))
-        arrays[f"conv{i}.beta"] = rng.normal(0, 0.1, filters)
+        arrays[f"conv{i}.beta"] = rng.normal(1, 0.1, filters)  # few near the kink of ReLU
         arrays[f"conv{i}.gamma"] = rng.normal(1, 0.1, filters)
     features = 25 * filters if setting["pool"] else filters
-    arrays["head.w"] = rng.normal(0, 0.1, (features, ways))
+    arrays["head.w"] = rng.normal(0, 0.8 / np.sqrt(features), (features, ways))
     arrays["head.b"] = rng.normal(0, 0.1, ways)
     coarse = rng.normal(size=(tasks, ways, 1, 7, 7, channels))
     pattern = coarse.repeat(size // 7, -3).repeat(size // 7, -2)
