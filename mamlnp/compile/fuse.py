@@ -36,7 +36,7 @@ RECENT = 32  # loops over the same space that are looked at
 
 def is_loop(node: Node) -> bool:
     """Can it be part of a generated loop?"""
-    if node.op not in ELEMENTWISE and node.op not in REDUCTIONS and node.op != "copy":
+    if node.op not in ELEMENTWISE and node.op not in REDUCTIONS:
         return False
     if not {node.dtype, *(a.dtype for a in node.nodes)} <= TYPES:
         return False

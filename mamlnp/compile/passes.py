@@ -12,19 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.generated import EXPRESSIONS
 from ..op import registry
 from ..ops.shape import _stretched_axes
 from .trace import Graph, Node, Shape
 
 LARGEST_CONSTANT = 1 << 16  # elements: larger ones are cheaper made than kept
 
-# The elementwise operations, which broadcast their arguments.
-ELEMENTWISE = {
-    "abs", "add", "astype", "cos", "div", "equal", "exp", "expm1", "greater", "greater_equal",
-    "isfinite", "less", "less_equal", "log", "log1p", "maximum", "minimum", "mul", "neg",
-    "not_equal", "power", "relu", "sigmoid", "sign", "sin", "softplus", "sqrt", "sub", "tanh",
-    "where",
-}  # fmt: skip
+ELEMENTWISE = set(EXPRESSIONS)  # which broadcast their arguments
 REDUCTIONS = {"sum", "max", "min"}
 VIEWS = {"reshape", "transpose", "broadcast_to", "slices", "anew"}
 
@@ -282,7 +277,7 @@ def share(graph: Graph) -> Graph:
     def rule(node: Node, args: tuple[Any, ...]) -> Node:
         names = tuple(a.number if a.__class__ is Node else (a.__class__, repr(a)) for a in args)
         data = None if node.data is None else node.data.tobytes()
-        key = (node.op, names, repr(node.params), node.shape, node.dtype.str, data)
+        key = (node.op, node.function, names, repr(node.params), node.shape, node.dtype, data)
         return known.setdefault(key, like(node, args))
 
     return rewrite(graph, rule)

@@ -24,6 +24,7 @@ from ..op import Op
 
 Shape = tuple[int, ...]
 
+LIBRARY = f"{__name__.partition('.')[0]}."
 PACKAGE = str(Path(__file__).parent.parent)
 NUMPY = str(Path(np.__file__).parent)
 
@@ -86,8 +87,10 @@ class Node:
         if op is rerun:  # written in ops, so it traces itself
             return op.forward(None, *map(as_node, values), **params)
         args = tuple(as_node(v) if hasattr(v, "dtype") else v for v in values)
-        shape, dtype = _result(op, args, params)
-        return Node(op.name, args, params, shape, dtype, function=op.forward)
+        own = op.__module__.startswith(LIBRARY)  # another op of such a name is NumPy's to run
+        name = op.name if own else f"{op.__module__}.{op.name}"
+        shape, dtype = _result(name, op, args, params)
+        return Node(name, args, params, shape, dtype, function=op.forward)
 
     def astype(self, dtype: Any) -> Node:
         if self.dtype == dtype:
@@ -138,11 +141,11 @@ def _placeholder(x: Any) -> Any:
     return np.broadcast_to(np.asarray(x.dtype.kind == "f").astype(x.dtype), x.shape)
 
 
-def _result(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Shape, Any]:
+def _result(name: str, op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Shape, Any]:
     """The shape and type of an op's result; raises what the op would."""
-    if op.name in SHAPES:
-        return SHAPES[op.name](*args, **params)
-    if op.name == "positions" and any(a.dtype.kind == "b" for a in args):
+    if name in SHAPES:
+        return SHAPES[name](*args, **params)
+    if name == "positions" and any(a.dtype.kind == "b" for a in args):
         raise CaptureError(
             f"{users_line()}: a boolean mask chooses a number of elements that depends on the "
             "data. Use where(mask, x, 0), which keeps the shape."
