@@ -60,8 +60,8 @@ class Config:
         split_seed: of the random split.
         validate_every: meta-iterations from one validation (and checkpoint) to the next.
         validation_tasks: how many; the kept parameters are the most accurate on them.
-        chunks: into how many parts a meta-batch is split for the threads (at most one a task). It
-            decides the last bits of the result; the number of threads does not.
+        chunks: into how many parts a meta-batch is split for the threads; one a task if not
+            given. It decides the last bits of the result; the number of threads does not.
         threads: how many run at once; as many as there are cores if not given.
         eager: run every operation as it comes, instead of compiling the meta-step.
         seed: of everything random.
@@ -89,7 +89,7 @@ class Config:
     split_seed: int = 0
     validate_every: int = 250
     validation_tasks: int = 200
-    chunks: int = 16
+    chunks: int | None = None
     threads: int | None = None
     eager: bool = False
     seed: int = 0
@@ -201,7 +201,7 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
     meta_step = parallel.meta_step(
         loss,
         optimizer=optimizer,
-        chunks=1 if config.eager else min(config.chunks, config.meta_batch_size),
+        chunks=1 if config.eager else config.chunks,
         threads=config.threads,
         compiled=not config.eager,
         inner_lr=inner_lr(config, first),
