@@ -70,14 +70,14 @@ class LoopNest(NamedTuple):
     """Attributes:
     depth: how many loops.
     reads: the operands read.
-    numbers: how many numbers come with the call.
+    numbers: the types, "f8" or "i8", of the numbers that come with the call.
     values: in the order of computation.
     results: what is written.
     """
 
     depth: int
     reads: tuple[Operand, ...]
-    numbers: int
+    numbers: tuple[str, ...]
     values: tuple[Value, ...]
     results: tuple[Result, ...]
 
@@ -120,9 +120,6 @@ POWERS = {
     3.0: "{0} * {0} * {0}",
     -1.0: "ONE / {0}",
     0.5: "math.sqrt({0})",
-    -0.5: "ONE / math.sqrt({0})",
-    -1.5: "ONE / ({0} * math.sqrt({0}))",
-    -2.5: "ONE / ({0} * {0} * math.sqrt({0}))",
 }
 
 HEADER = '''"""A kernel of mamlnp, generated; safe to delete. Backend {backend}."""
@@ -162,8 +159,8 @@ def source(nest: LoopNest) -> str:
         get(f"{name}_at")
         for d in range(nest.depth - (operand.inner >= 0)):
             get(f"{name}_s{d}")
-    for i in range(nest.numbers):
-        get(f"c{i}", "f8")
+    for i, code in enumerate(nest.numbers):
+        get(f"c{i}", code)
     for i, result in enumerate(nest.results):
         if result.reduction:
             get(f"y{i}_size")
@@ -216,7 +213,7 @@ def _index(name: str, operand: Operand, inner: int) -> str:
 
 def _body(nest: LoopNest, inner: int) -> list[str]:
     pad = "    " * (nest.depth + 1)
-    lines, codes = [], {}
+    lines, codes = [], {f"c{i}": code for i, code in enumerate(nest.numbers)}
     for i, x in enumerate(nest.reads):
         lines.append(f"{pad}x{i} = load_{x.code}(x{i}_at, {_index(f'x{i}', x, inner)}, 0)")
         codes[f"x{i}"] = x.code

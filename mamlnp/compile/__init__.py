@@ -23,7 +23,7 @@ from ..errors import CaptureError
 from ..op import as_array
 from . import passes
 from .fuse import settle, steps
-from .plan import Plan, Replay
+from .plan import BadDataError, Plan, Replay
 from .trace import Graph, Node, check_repeats, trace
 
 Tree = Any
@@ -44,7 +44,7 @@ class Traced:
 
     def __init__(self, f: Callable[..., Any], args: Tree, without: Collection[str]) -> None:
         graph, self.out, made = trace(f, args)
-        check_repeats(graph, trace(f, args)[0])
+        check_repeats(graph, self.out, *trace(f, args)[:2])
         self.counts = {"traced": made}
 
         def after(name: str, graph: Graph) -> Graph:
@@ -68,7 +68,7 @@ class Traced:
         self._idle: list[Replay] = []
 
     def __call__(self, values: list[np.ndarray]) -> Any:
-        """The results for these inputs; None if a kernel met bad data."""
+        """The results for these inputs; raises BadDataError."""
         try:
             replay = self._idle.pop()
         except IndexError:
@@ -77,8 +77,6 @@ class Traced:
             results = replay(values)
         finally:
             self._idle.append(replay)
-        if results is None:
-            return None
         rest = iter(results)
         return tree.map(lambda x: Array(next(rest)) if x.__class__ is Array else x, self.out)
 
@@ -91,7 +89,7 @@ class Compiled:
         advise()
         self._f, self._without = f, without
         self._known: OrderedDict[Any, Traced] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._traces = 0
 
     def __call__(self, *args: Any) -> Any:
@@ -104,11 +102,14 @@ class Compiled:
             if x.serial or value.__class__ is Node:  # something differentiates, or traces
                 return self._f(*args)
             values.append(value if value.flags.c_contiguous else np.ascontiguousarray(value))
-        results = self._traced(args, kinds)(values)
-        if results is None:
-            self._f(*args)  # which says what is wrong with the data
-            raise CaptureError(f"{self._name()}: bad data met the compiled function only.")
-        return results
+        traced = self._traced(args, kinds)
+        try:
+            return traced(values)
+        except BadDataError as error:
+            self._f(*_lifted(args))  # which says what is wrong with the data
+            raise CaptureError(
+                f"{self._name()}: bad data met the compiled function only."
+            ) from error
 
     def explain(self, *args: Any) -> None:
         """Print the plan for such arguments; without any, the last one made.
@@ -151,10 +152,7 @@ class Compiled:
         if found is None:
             with self._lock:
                 if key not in self._known:
-                    lifted = tree.map(
-                        lambda x: as_array(x) if isinstance(x, np.ndarray) else x, args
-                    )
-                    self._known[key] = Traced(self._f, lifted, self._without)
+                    self._known[key] = Traced(self._f, _lifted(args), self._without)
                     self._count()
                 found = self._known[key]
         return found
@@ -171,13 +169,17 @@ class Compiled:
             )
 
 
+def _lifted(args: Tree) -> Tree:
+    return tree.map(lambda x: as_array(x) if isinstance(x, np.ndarray) else x, args)
+
+
 def _flatten(x: Tree, leaves: list[Array], kinds: list[Any]) -> None:
     """Collect a tree's arrays, and all that a plan depends on."""
     kind = x.__class__
     if kind is Array:
         leaves.append(x)
         kinds.append(x.value.shape)
-        kinds.append(x.value.dtype.char)
+        kinds.append(x.value.dtype.str)
     elif kind is dict:
         kinds.append(tuple(x))
         for child in x.values():
@@ -189,7 +191,7 @@ def _flatten(x: Tree, leaves: list[Array], kinds: list[Any]) -> None:
     elif isinstance(x, np.ndarray):
         _flatten(as_array(x), leaves, kinds)
     else:
-        kinds.append((kind, x))
+        kinds.append((kind, repr(x) if kind is float else x))  # 0.0 is not -0.0
 
 
 def compile(f: Callable[..., Any], *, without: Collection[str] = ()) -> Compiled:

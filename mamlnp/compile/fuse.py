@@ -106,6 +106,9 @@ class Memory:
                 moved = np.reshape(element, x.shape, copy=False)
             except ValueError:
                 return None
+        elif x.op == "slices":  # with ... a single element too is a view
+            index = x.params["index"]
+            moved = element[index if ... in index else (*index, ...)]
         else:
             moved = x.function(np, element, **x.params)  # type: ignore[misc]
         start = moved.__array_interface__["data"][0] - element.__array_interface__["data"][0]
@@ -129,7 +132,14 @@ def dense(shape: Shape, strides: Shape) -> bool:
 
 def copied(x: Node) -> Node:
     """x in memory of its own, in order."""
-    return Node("copy", (x,), {}, x.shape, x.dtype)
+    if x.op == "fill" and x.dtype not in TYPES:
+        data = np.full(x.shape, x.params["value"], x.dtype)
+        x = Node("constant", (), {}, x.shape, x.dtype, data=data)
+    return Node("copy", (x,), {}, x.shape, x.dtype, function=_copy)
+
+
+def _copy(xp: Any, x: Any) -> Any:
+    return x
 
 
 def settle(graph: Graph) -> Graph:

@@ -44,8 +44,8 @@ class Host(NamedTuple):
     node: Node
 
 
-def _bits(number: float) -> int:
-    return int(np.float64(number).view(np.int64))
+def _bits(code: str, number: float) -> int:
+    return int(number) if code == "i8" else int(np.float64(number).view(np.int64))
 
 
 # ---- loops
@@ -90,7 +90,7 @@ class _Nest:
     def __init__(self, loop: Loop, memory: Memory, stored: set[Node]) -> None:
         self.loop, self.memory = loop, memory
         self.operands: dict[tuple[Node, int, Shape], int] = {}
-        self.numbers: dict[str, tuple[int, float]] = {}
+        self.numbers: dict[tuple[str, str], Any] = {}  # (type, as text) -> the number
         self.places: dict[Node, int] = {}
         self.values: list[Value] = []
         for node in sorted(loop.inside, key=lambda x: x.number):
@@ -114,17 +114,19 @@ class _Nest:
                 results, self.outputs, walks[len(read) :], strict=True
             )
         )
-        self.nest = LoopNest(depth, reads, len(self.numbers), tuple(self.values), written)
+        self.nest = LoopNest(
+            depth, reads, tuple(code for code, _ in self.numbers), tuple(self.values), written
+        )
         self.words: list[Any] = [*sides]
         places = [At(root, offset * root.dtype.itemsize) for root, offset, _ in read]
         places += [At(r, 0) for r in self.outputs]
         for place, walk, x in zip(places, walks, [*reads, *(r.operand for r in written)],
                                   strict=True):  # fmt: skip
             self.words += [place, *walk[: depth - (x.inner >= 0)]]
-        self.words += [_bits(number) for _, number in self.numbers.values()]
+        self.words += [_bits(code, number) for (code, _), number in self.numbers.items()]
         self.words += [r.size for r in self.outputs if r.op in REDUCTIONS]
 
-    def _source(self, x: Any) -> tuple[str, int]:
+    def _source(self, x: Any, within: str = "f8") -> tuple[str, int]:
         if x in self.places if x.__class__ is Node else False:
             return "v", self.places[x]
         if x.__class__ is Node and x.op != "fill":
@@ -133,7 +135,9 @@ class _Nest:
             key = (access.root, access.offset, strides)
             return "x", self.operands.setdefault(key, len(self.operands))
         number = x.params["value"] if x.__class__ is Node else x
-        return "c", self.numbers.setdefault(repr(number), (len(self.numbers), number))[0]
+        name = ("i8" if within == "i8" else "f8", repr(number))
+        self.numbers.setdefault(name, number)
+        return "c", list(self.numbers).index(name)
 
     def _value(self, node: Node) -> Value:
         kinds = [a.dtype for a in node.nodes]
@@ -148,7 +152,7 @@ class _Nest:
         number = args[1] if node.op == "power" and args[1].__class__ is not Node else None
         if number in generated.POWERS:
             exponent, args = float(number), args[:1]
-        sources = tuple(self._source(a) for a in args)
+        sources = tuple(self._source(a, within) for a in args)
         return Value(node.op, sources, CODES[node.dtype], within, exponent)
 
     def _result(self, root: Node) -> tuple[tuple[str, int], str, Shape]:
@@ -447,6 +451,10 @@ def _sentence(step: Step) -> str:
     return f"loop over {list(step.space)}: {made}{' by ' + through if through else ''}"
 
 
+class BadDataError(Exception):
+    """Only the function itself, run eagerly, can say what is wrong."""
+
+
 class Replay:
     """A plan with memory of its own: not for two threads at once."""
 
@@ -492,8 +500,13 @@ class Replay:
         self._where, self._which, self._ahead = where, which, ahead
         self._outputs = [(x.shape, x.dtype) for x in plan.outputs]
 
-    def __call__(self, values: list[np.ndarray]) -> list[np.ndarray] | None:
-        """The outputs for these inputs, contiguous arrays; None if a kernel met bad data."""
+    def __call__(self, values: list[np.ndarray]) -> list[np.ndarray]:
+        """The outputs for these inputs, which are contiguous arrays.
+
+        Raises:
+            BadDataError: a kernel or NumPy met an index or a label out of range, or the like.
+        """
+        self._flag[0] = 0
         everything = [*values, *(np.empty(shape, dtype) for shape, dtype in self._outputs)]
         ids = np.array([id(x) for x in everything], np.int64)
         replay.point(self._words, self._where, self._which, self._ahead, ids)
@@ -503,8 +516,7 @@ class Replay:
             else:
                 replay.run(self._kernels, self._rows, *segment)
         if self._flag[0]:
-            self._flag[0] = 0
-            return None
+            raise BadDataError
         return everything[len(values) :]
 
     def _array(self, x: Any, everything: list[np.ndarray]) -> Any:
@@ -530,5 +542,8 @@ class Replay:
         into = self._array(node, everything)
         if node.op == "matmul" and len(args) == 3:
             into[...] = args[2] + np.matmul(args[0], args[1])
-        else:
+            return
+        try:
             into[...] = node.function(np, *args, **node.params)  # type: ignore[misc]
+        except (ValueError, IndexError, TypeError, OverflowError) as error:
+            raise BadDataError from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -123,12 +124,26 @@ def users_line() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+class _Tracing(threading.local):
+    """The arrays that this thread's trace met so far, as constants, and kept alive by it."""
+
+    def __init__(self) -> None:
+        self.constants: dict[int, tuple[Node, Any]] = {}
+
+
+_tracing = _Tracing()
+
+
 def as_node(value: Any) -> Node:
     """A native array that f closed over, or made, as a constant."""
     if value.__class__ is Node:
         return value
-    value = np.asarray(value)
-    return Node("constant", (), {"line": users_line()}, value.shape, value.dtype, data=value)
+    known = _tracing.constants
+    if id(value) not in known:  # a copy, because the array is the user's
+        data = np.array(value)
+        node = Node("constant", (), {"line": users_line()}, data.shape, data.dtype, data=data)
+        known[id(value)] = node, value
+    return known[id(value)][0]
 
 
 # ---- shapes and types, without computing
@@ -218,25 +233,56 @@ def trace(f: Callable[..., Any], args: Tree) -> tuple[Graph, Tree, int]:
         return Array(inputs[-1])
 
     before = next(_numbers)
-    out = f(*tree.map(stand_in, args))
+    outer, _tracing.constants = _tracing.constants, {}
+    try:
+        out = f(*tree.map(stand_in, args))
+        results = [x for x in tree.leaves(out) if x.__class__ is Array]
+        graph = Graph(inputs, [as_node(x.value) for x in results])
+    finally:
+        _tracing.constants = outer
     made = next(_numbers) - before - len(inputs) - 1
-    outputs = [as_node(x.value) for x in tree.leaves(out) if x.__class__ is Array]
-    blank = tree.map(lambda x: Array(None) if x.__class__ is Array else x, out)
-    return Graph(inputs, outputs), blank, made
+    foreign = any(x.number < before for x in graph.nodes())
+    if foreign or any(x.serial for x in results):
+        what = "traced" if foreign else "differentiated"
+        raise CaptureError(
+            f"compile: the function closes over an Array that is being {what} around it. "
+            "Pass it as an argument."
+        )
+    return graph, tree.map(lambda x: Array(None) if x.__class__ is Array else x, out), made
 
 
-def check_repeats(graph: Graph, again: Graph) -> None:
+def check_repeats(graph: Graph, out: Tree, again: Graph, out_again: Tree) -> None:
     """Does a function do the same each time it runs?
 
     Raises:
         CaptureError: it does not.
     """
-    for a, b in itertools.zip_longest(graph.nodes(), again.nodes()):
-        if a is None or b is None or a.op != b.op or a.shape != b.shape:
-            raise CaptureError(
-                "compile: the function does other things each time it runs. "
-                "Pass what decides it as an argument."
-            )
+    nodes, others = graph.nodes(), again.nodes()
+    same = {
+        **dict(zip(graph.inputs, again.inputs, strict=True)),
+        **dict(zip(nodes, others, strict=False)),
+    }
+
+    def alike(a: Node, b: Node) -> bool:
+        wired = len(a.args) == len(b.args) and [same.get(x) for x in a.nodes] == b.nodes
+        static = a.op == "constant" or repr(a.params) == repr(b.params)
+        return wired and static and (a.op, a.shape, a.dtype) == (b.op, b.shape, b.dtype)
+
+    blank, blank_again = (
+        repr(tree.map(lambda x: "Array" if x.__class__ is Array else x, t))
+        for t in (out, out_again)
+    )
+    if (
+        len(nodes) != len(others)
+        or blank != blank_again
+        or not all(map(alike, nodes, others))
+        or [same.get(x) for x in graph.outputs] != again.outputs
+    ):
+        raise CaptureError(
+            "compile: the function does other things each time it runs. "
+            "Pass what decides it as an argument."
+        )
+    for a, b in zip(nodes, others, strict=True):
         if not (_equal(a.data, b.data) and all(map(_equal, *_numbers_of(a, b)))):
             line = f"{a.params['line']}: " if "line" in a.params else ""
             raise CaptureError(
