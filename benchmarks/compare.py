@@ -42,7 +42,7 @@ import numpy as np
 
 AGREEMENT = 1e-3  # relative distance of a float32 meta-gradient
 BLOCK_SECONDS = 0.2
-SHORT_SECONDS = 0.02  # a step below this may be faster on one core
+SHORT_SECONDS = 0.05  # a step below this may be faster on one core
 LONG_SECONDS = 2  # a step above this takes a turn in every fourth round only
 HOPELESS = 20  # times the fastest so far
 
@@ -684,11 +684,13 @@ class Worker:
         self.name, self.cores, self.folder, self.limit = name, cores, folder, limit
         self.times: list[float] = []
         self.apart = self.peak_mb = float("nan")
-        environment = dict(os.environ)
-        if not name.startswith("mamlnp"):
-            # Else glibc gives large blocks back and fetches them anew, page by page, at every step.
-            environment["MALLOC_MMAP_THRESHOLD_"] = str(2**33)
-            environment["MALLOC_TRIM_THRESHOLD_"] = str(2**34)
+        # Else glibc gives large blocks back and fetches them anew, page by page, at every step. The
+        # mamlnp command sees to that itself.
+        environment = {
+            **os.environ,
+            "MALLOC_MMAP_THRESHOLD_": str(2**33),
+            "MALLOC_TRIM_THRESHOLD_": str(2**34),
+        }
         command = [sys.executable, __file__, "--setting", setting, "--order", str(order)]
         folder.mkdir()
         with (folder / "errors").open("w") as errors:
