@@ -55,12 +55,14 @@ class Traced:
 
         after("dead code", graph)
         graph = after("lowering", passes.rewrite(graph, passes.lower))
+        rule = passes.lower
         if "constants" not in without:
-            graph = after("constants", passes.rewrite(graph, passes.simplify))
+            rule = passes.simplify
+            graph = after("constants", passes.rewrite(graph, rule))
         if "common subexpressions" not in without:
             graph = after("common subexpressions", passes.share(graph))
         if "products" not in without:
-            graph = after("products", passes.products(graph))
+            graph = after("products", passes.products(graph, rule))
         self.graph = settle(graph)
         todo = steps(self.graph, fused="fusion" not in without)
         self.counts["fusion"] = len(todo)
@@ -180,8 +182,8 @@ def _flatten(x: Tree, leaves: list[Array], kinds: list[Any]) -> None:
         leaves.append(x)
         kinds.append(x.value.shape)
         kinds.append(x.value.dtype.str)
-    elif kind is dict:
-        kinds.append(tuple(x))
+    elif isinstance(x, dict):
+        kinds.append((kind, *x))
         for child in x.values():
             _flatten(child, leaves, kinds)
     elif isinstance(x, tuple | list):

@@ -232,9 +232,7 @@ def _simplified(node: Node, args: tuple[Any, ...]) -> Node:
             same = x
         case ("mul", (y, x)) if _is(y, 1):
             same = x
-        case ("add" | "sub", (x, y)) if _is(y, 0):
-            same = x
-        case ("add", (y, x)) if _is(y, 0):
+        case ("sub", (x, y)) if _is(y, 0):  # not add, which makes 0.0 of -0.0
             same = x
         case ("div" | "power", (x, y)) if _is(y, 1):
             same = x
@@ -286,11 +284,16 @@ def share(graph: Graph) -> Graph:
 # ---- products
 
 
-def products(graph: Graph) -> Graph:
+def products(graph: Graph, rule: Rule) -> Graph:
     """Transposes go into products, products of a row or column become sums, and sums of products
-    (or of what is linear in one) are taken within the product."""
+    (or of what is linear in one) are taken within the product.
+
+    Args:
+        graph: before.
+        rule: tidies up in between: ``simplify``, or ``lower``.
+    """
     graph = rewrite(graph, _transposed)
-    graph = share(rewrite(winners(rewrite(graph, _thin)), simplify))
+    graph = share(rewrite(winners(rewrite(graph, _thin)), rule))
     graph = convolutions(graph)
     return rewrite(graph, _accumulating(graph))
 

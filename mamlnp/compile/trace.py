@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -26,8 +27,8 @@ from ..op import Op
 Shape = tuple[int, ...]
 
 LIBRARY = f"{__name__.partition('.')[0]}."
-PACKAGE = str(Path(__file__).parent.parent)
-NUMPY = str(Path(np.__file__).parent)
+PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
+NUMPY = f"{Path(np.__file__).parent}{os.sep}"
 
 _numbers = itertools.count()
 
@@ -241,6 +242,12 @@ def trace(f: Callable[..., Any], args: Tree) -> tuple[Graph, Tree, int]:
     finally:
         _tracing.constants = outer
     made = next(_numbers) - before - len(inputs) - 1
+    for x in tree.leaves(out):
+        if not isinstance(x, Array | np.ndarray | np.generic | int | float | str):
+            raise CaptureError(
+                f"compile: the function returns a {type(x).__name__}. Return Arrays, in dicts, tuples "
+                "and lists."
+            )
     foreign = any(x.number < before for x in graph.nodes())
     if foreign or any(x.serial for x in results):
         what = "traced" if foreign else "differentiated"
