@@ -245,8 +245,8 @@ def trace(f: Callable[..., Any], args: Tree) -> tuple[Graph, Tree, int]:
     for x in tree.leaves(out):
         if not isinstance(x, Array | np.ndarray | np.generic | int | float | str):
             raise CaptureError(
-                f"compile: the function returns a {type(x).__name__}. Return Arrays, in dicts, tuples "
-                "and lists."
+                f"compile: the function returns a {type(x).__name__}. Return Arrays, in dicts, "
+                "tuples and lists."
             )
     foreign = any(x.number < before for x in graph.nodes())
     if foreign or any(x.serial for x in results):
