@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from . import maml, tree
@@ -28,8 +28,9 @@ OfTasks = Callable[[Tree, Task], Tree]
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="mamlnp")
+def _pool() -> ThreadPoolExecutor:
+    """Threads for as long as the process lives; made as they are first needed."""
+    return ThreadPoolExecutor(256, thread_name_prefix="mamlnp")
 
 
 def split(task: Task, chunks: int | None) -> list[Task]:
@@ -72,10 +73,22 @@ def over_tasks(
     def of_chunks(params: Tree, task: Task) -> list[Tree]:
         parts = [task] if chunks == 1 else split(task, chunks)
         wanted = min(threads or cores(), len(parts))
+        results: list[Tree] = [None] * len(parts)
+        left = iter(range(len(parts)))  # whoever is free takes the next
+
+        def work() -> None:
+            for i in left:
+                results[i] = run(params, parts[i])
+
         with one_blas_thread():
-            if wanted == 1:
-                return [run(params, part) for part in parts]
-            return list(_pool(wanted).map(lambda part: run(params, part), parts))
+            others = [_pool().submit(work) for _ in range(wanted - 1)]
+            try:
+                work()  # this thread too, instead of waiting
+            finally:
+                wait(others)
+        for other in others:
+            other.result()
+        return results
 
     return of_chunks
 
