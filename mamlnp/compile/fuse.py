@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -244,6 +243,7 @@ class _Fusion:
     def __init__(self, graph: Graph, fused: bool) -> None:
         self.nodes = [x for x in graph.nodes() if x.op not in ("input", "constant", "fill")]
         self.memory = Memory()
+        self.direct: dict[Node, set[Node]] = {}
         self.kept = self._kept(graph) if fused else set(self.nodes)
         self.fused = fused
         self.when: dict[Node, int] = {}
@@ -258,16 +258,20 @@ class _Fusion:
             elif node in self.kept or node.op in REDUCTIONS:
                 self._place(node)
 
-    def _direct(self, node: Node) -> Iterator[Node]:
+    def _direct(self, node: Node) -> set[Node]:
         """The arguments that can be computed in the same loops."""
-        return (a for a in node.nodes if is_elementwise(a) and a.shape == space(node))
+        if node not in self.direct:
+            self.direct[node] = {
+                a for a in node.nodes if is_elementwise(a) and a.shape == space(node)
+            }
+        return self.direct[node]
 
     def _kept(self, graph: Graph) -> set[Node]:
         """Elementwise results that have to be, or are better, in memory."""
         kept = set(graph.outputs)
         users: dict[Node, list[Node]] = {x: [] for x in self.nodes}
         for node in self.nodes:
-            direct = set(self._direct(node)) if is_loop(node) else set()
+            direct = self._direct(node) if is_loop(node) else set()
             for a in direct:
                 users[a].append(node)
             if node.op not in VIEWS:
@@ -294,7 +298,7 @@ class _Fusion:
                 continue
             mine: set[Node] = set()
             count = 1
-            direct = set(self._direct(node))
+            direct = self._direct(node)
             for a in node.nodes:
                 if a in direct and a not in kept and (a in cheap or len(users[a]) == 1):
                     mine |= reads[a]
@@ -317,7 +321,7 @@ class _Fusion:
             if node in inside or node in loop.inside:
                 continue
             inside[node] = None
-            direct = set(self._direct(node))
+            direct = self._direct(node)
             for a in node.nodes:
                 if a in direct and (a not in self.kept or a in loop.inside):
                     stack.append(a)

@@ -6,6 +6,7 @@ order, by the very code that does so on numbers. What it is made of is the graph
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -20,7 +21,8 @@ import numpy as np
 from .. import tree
 from ..array import Array
 from ..autodiff import rerun
-from ..backend.reference import window_counts
+from ..backend.generated import EXPRESSIONS
+from ..backend.reference import check_windows, window_counts
 from ..errors import CaptureError
 from ..op import Op
 
@@ -45,10 +47,11 @@ class Node:
         data: for a constant, its value; for an input, which one it is.
         function: how NumPy computes it from its arguments' values.
         number: counts Nodes in the order in which they are made.
+        nodes: the arguments that are Nodes.
     """
 
     __slots__ = (
-        "args", "data", "dtype", "function", "number", "op", "params", "shape",
+        "args", "data", "dtype", "function", "nodes", "number", "op", "params", "shape",
     )  # fmt: skip
     __array_ufunc__ = None
 
@@ -67,6 +70,7 @@ class Node:
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self.data, self.function = data, function
         self.number = next(_numbers)
+        self.nodes: list[Node] = [a for a in args if a.__class__ is Node]
 
     @property
     def ndim(self) -> int:
@@ -75,11 +79,6 @@ class Node:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
-
-    @property
-    def nodes(self) -> list[Node]:
-        """The arguments that are Nodes."""
-        return [a for a in self.args if a.__class__ is Node]
 
     def __repr__(self) -> str:
         return f"{self.op}:{self.dtype}[{','.join(map(str, self.shape))}]"
@@ -157,10 +156,19 @@ def _placeholder(x: Any) -> Any:
     return np.broadcast_to(np.asarray(x.dtype.kind == "f").astype(x.dtype), x.shape)
 
 
+def _one(x: Any) -> Any:
+    """An array of x's type and one element, if it is a Node."""
+    return _placeholder(x).reshape(-1)[:1] if x.__class__ is Node and x.ndim else _placeholder(x)
+
+
 def _result(name: str, op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Shape, Any]:
     """The shape and type of an op's result; raises what the op would."""
     if name in SHAPES:
         return SHAPES[name](*args, **params)
+    if name in EXPRESSIONS:
+        with contextlib.suppress(ValueError), np.errstate(all="ignore"):  # which the op explains
+            shape = np.broadcast_shapes(*(a.shape for a in args if a.__class__ is Node))
+            return shape, op.forward(np, *map(_one, args), **params).dtype
     if name == "positions" and any(a.dtype.kind == "b" for a in args):
         raise CaptureError(
             f"{users_line()}: a boolean mask chooses a number of elements that depends on the "
@@ -183,8 +191,23 @@ def _patches(x: Any, *, size: Any, stride: int, padding: Any) -> tuple[Shape, An
     return (*x.shape[:-3], *counts, math.prod(size) * x.shape[-1]), x.dtype
 
 
+def _fold(x: Any, *, size: Any, stride: int, padding: Any, shape: Any) -> tuple[Shape, Any]:
+    check_windows(x, size, stride, padding, shape)
+    return (*x.shape[:-3], *shape, x.shape[-1] // math.prod(size)), x.dtype
+
+
+def _pool_positions(x: Any, *, size: Any, stride: int) -> tuple[Shape, Any]:
+    counts = window_counts(x.shape[-3:-1], size, stride, ((0, 0), (0, 0)))
+    return (*x.shape[:-3], *counts, x.shape[-1]), np.int64
+
+
 # Ops that take too long on placeholders of the full size.
-SHAPES: dict[str, Callable[..., tuple[Shape, Any]]] = {"matmul": _matmul, "patches": _patches}
+SHAPES: dict[str, Callable[..., tuple[Shape, Any]]] = {
+    "fold": _fold,
+    "matmul": _matmul,
+    "patches": _patches,
+    "pool_positions": _pool_positions,
+}
 
 
 # ---- graphs
