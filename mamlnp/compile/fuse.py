@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from .passes import ELEMENTWISE, PRODUCTS, REDUCTIONS, VIEWS, like, reshape
-from .trace import Graph, Node, Shape
+from .passes import ELEMENTWISE, PRODUCTS, VIEWS, like, reshape
+from .trace import REDUCTIONS, Graph, Node, Shape
 
 TYPES = {np.dtype(name) for name in ("float32", "float64", "int64", "bool")}
 COMPARISONS = {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"}

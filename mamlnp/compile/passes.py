@@ -20,7 +20,6 @@ from .trace import Graph, Node, Shape
 LARGEST_CONSTANT = 1 << 16  # elements: larger ones are cheaper made than kept
 
 ELEMENTWISE = set(EXPRESSIONS)  # which broadcast their arguments
-REDUCTIONS = {"sum", "max", "min"}
 VIEWS = {"reshape", "transpose", "broadcast_to", "slices", "anew"}
 
 Rule = Callable[[Node, tuple[Any, ...]], Node]

@@ -13,8 +13,8 @@ from ..backend import generated, replay
 from ..backend.generated import CODES, LoopNest, Operand, Result, Value
 from ..backend.machine import blas
 from .fuse import COMPARISONS, Access, Loop, Memory, Step, batch, contiguous, matrix, space
-from .passes import PRODUCTS, REDUCTIONS
-from .trace import Graph, Node, Shape
+from .passes import PRODUCTS
+from .trace import REDUCTIONS, Graph, Node, Shape
 
 ALIGNMENT = 64  # bytes: a cache line
 

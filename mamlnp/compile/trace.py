@@ -169,6 +169,12 @@ def _result(name: str, op: Op, args: tuple[Any, ...], params: dict[str, Any]) ->
         with contextlib.suppress(ValueError), np.errstate(all="ignore"):  # which the op explains
             shape = np.broadcast_shapes(*(a.shape for a in args if a.__class__ is Node))
             return shape, op.forward(np, *map(_one, args), **params).dtype
+    if name in REDUCTIONS and args[0].size:
+        x, axes = args[0], params["axis"]
+        kept = (1 if i in axes else s for i, s in enumerate(x.shape))
+        gone = (s for i, s in enumerate(x.shape) if i not in axes)
+        one = np.ones((1,) * x.ndim, x.dtype)
+        return tuple(kept if params["keepdims"] else gone), op.forward(np, one, **params).dtype
     if name == "positions" and any(a.dtype.kind == "b" for a in args):
         raise CaptureError(
             f"{users_line()}: a boolean mask chooses a number of elements that depends on the "
@@ -200,6 +206,8 @@ def _pool_positions(x: Any, *, size: Any, stride: int) -> tuple[Shape, Any]:
     counts = window_counts(x.shape[-3:-1], size, stride, ((0, 0), (0, 0)))
     return (*x.shape[:-3], *counts, x.shape[-1]), np.int64
 
+
+REDUCTIONS = {"sum", "max", "min"}
 
 # Ops that take too long on placeholders of the full size.
 SHAPES: dict[str, Callable[..., tuple[Shape, Any]]] = {

@@ -88,7 +88,7 @@ class Config:
     split: Literal["vinyals", "random"] = "vinyals"
     split_seed: int = 0
     validate_every: int = 250
-    validation_tasks: int = 200
+    validation_tasks: int = 600
     chunks: int | None = None
     threads: int | None = None
     eager: bool = False
