@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from . import backend
 from .array import Array
-from .op import as_array
+from .errors import ShapeError
+from .op import as_array, describe
 from .ops.elementwise import mul, power, relu, square, sub
 from .ops.linear import conv2d, matmul
 from .ops.pool import max_pool2d
@@ -22,6 +23,7 @@ from .ops.reduce import mean
 from .ops.shape import expand_dims, reshape
 
 Params = dict[str, Any]
+Statistics = int | Literal["batch", "image"]
 Initializer = Callable[[tuple[int, ...], np.random.Generator], np.ndarray]
 
 
@@ -32,11 +34,12 @@ class _Init(Protocol):
 class Network(NamedTuple):
     """Attributes:
     init: ``init(rng=..., dtype=np.float32)`` -> params.
-    apply: ``apply(params, x)`` -> outputs.
+    apply: ``apply(params, x)`` -> outputs. Those with batch norm take ``statistics`` too, see
+        :func:`batch_norm`.
     """
 
     init: _Init
-    apply: Callable[[Params, Any], Array]
+    apply: Callable[..., Array]
 
 
 # ---- initial weights, drawn on the host
@@ -88,21 +91,43 @@ def linear(params: Params, x: Any) -> Array:
     return matmul(x, params["w"]) + expand_dims(params["b"], -2)
 
 
-def batch_norm(params: Params, x: Any, *, eps: float = 1e-3) -> Array:
+def batch_norm(
+    params: Params, x: Any, *, statistics: Statistics = "batch", eps: float = 1e-3
+) -> Array:
     """Each channel to mean 0 and variance 1 over the batch at hand, then scaled and shifted.
 
     Transductive, as in the paper's code: always the statistics of the very batch, the query batch's
-    own at test, with no running averages (Ioffe & Szegedy 2015, Algorithm 1).
+    own at test, with no running averages (Ioffe & Szegedy 2015, Algorithm 1). The other two kinds
+    of statistics let no query see another.
 
     Args:
         params: "beta" (C,), and "gamma" (C,) if there is a scale.
         x: images (N, H, W, C) or, in a network of vectors, (N, C); or either with the task axis.
+        statistics: what mean and variance are taken over: all of the "batch"; a number n: the first
+            n examples of it, such as a support set in front of the queries; "image": every image by
+            itself.
         eps: added to the variance, which keeps every derivative finite where it is 0.
+
+    Raises:
+        ShapeError: "image" for vectors, whose variance would be 0.
     """
     x = as_array(x)
     axes = (-4, -3, -2) if x.ndim >= 4 else (-2,)
-    centred = sub(x, mean(x, axes, keepdims=True))
-    scale = power(mean(square(centred), axes, keepdims=True) + eps, -0.5)
+    seen: Array = x
+    over: tuple[int, ...] = axes
+    if statistics == "image":
+        if axes == (-2,):
+            raise ShapeError(
+                f"batch_norm: statistics 'image' for vectors {describe(x)}, whose variance is 0. "
+                "Use 'batch', or the number of examples to take them over."
+            )
+        over = (-3, -2)
+    elif statistics != "batch":
+        seen = x[(..., slice(statistics), *(slice(None),) * (-axes[0] - 1))]
+    average = mean(seen, over, keepdims=True)
+    centred = sub(x, average)
+    spread = centred if seen is x else sub(seen, average)
+    scale = power(mean(square(spread), over, keepdims=True) + eps, -0.5)
     if "gamma" in params:
         scale = mul(scale, expand_dims(params["gamma"], axes))
     return centred * scale + expand_dims(params["beta"], axes)
@@ -147,10 +172,10 @@ def mlp(
                 params[name] |= _norm_params(fan_out, gamma, dtype)
         return params
 
-    def apply(params: Params, x: Any) -> Array:
+    def apply(params: Params, x: Any, *, statistics: Statistics = "batch") -> Array:
         for name in names[:-1]:
             x = linear(params[name], x)
-            x = activation(batch_norm(params[name], x) if norm else x)
+            x = activation(batch_norm(params[name], x, statistics=statistics) if norm else x)
         return linear(params[names[-1]], x)
 
     return Network(init, apply)
@@ -202,10 +227,10 @@ def conv4(
         }
         return params
 
-    def apply(params: Params, x: Any) -> Array:
+    def apply(params: Params, x: Any, *, statistics: Statistics = "batch") -> Array:
         for name in names:
             x = conv2d(x, params[name]["w"], stride=1 if pool else 2, padding="SAME")
-            x = relu(batch_norm(params[name], x))
+            x = relu(batch_norm(params[name], x, statistics=statistics))
             x = max_pool2d(x) if pool else x
         x = reshape(x, (*x.shape[:-3], features)) if pool else mean(x, (-3, -2))
         return linear(params["head"], x)

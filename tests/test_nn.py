@@ -120,6 +120,43 @@ def test_batch_norm_normalises_each_channel_of_each_task(seed, scale, lead):
     close(found, (x - x.mean(-2, keepdims=True)) / np.sqrt(x.var(-2, keepdims=True) + 1e-3))
 
 
+@pytest.mark.parametrize("lead", [(), (2,)])
+@pytest.mark.parametrize("rest", [(3, 2, 5), (5,)], ids=["images", "vectors"])
+def test_batch_norm_by_the_first_examples_is_theirs_for_all(lead, rest):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(*lead, 6, *rest)) + 3
+    params = {"beta": rng.normal(size=5), "gamma": rng.normal(size=5)}
+    axes = (-4, -3, -2) if len(rest) == 3 else (-2,)
+    first = np.take(x, range(4), axis=axes[0])
+    mean, var = first.mean(axes, keepdims=True), first.var(axes, keepdims=True)
+    expected = params["gamma"] * (x - mean) / np.sqrt(var + 1e-3) + params["beta"]
+    found = nn.batch_norm(params, x, statistics=4)
+    close(found, expected)
+    close(np.take(found.numpy(), range(4), axis=axes[0]), nn.batch_norm(params, first).numpy())
+    close(nn.batch_norm(params, x, statistics=6), nn.batch_norm(params, x).numpy())
+
+
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_batch_norm_of_each_image_sees_no_other(lead):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(*lead, 3, 4, 2, 5))
+    params = {"beta": rng.normal(size=(*lead, 5)), "gamma": rng.normal(size=(*lead, 5))}
+    together = nn.batch_norm(params, x, statistics="image").numpy()
+    alone = [nn.batch_norm(params, x[..., i : i + 1, :, :, :]).numpy() for i in range(3)]
+    close(together, np.concatenate(alone, axis=-4))
+    with pytest.raises(ml.errors.ShapeError, match="'image' for vectors"):
+        nn.batch_norm(params, x[..., 0, 0, :], statistics="image")
+
+
+@pytest.mark.parametrize("statistics", [2, "image"])
+def test_batch_norm_by_other_statistics_has_right_derivatives(statistics):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 2, 2, 2))
+    params = {"beta": rng.normal(size=2), "gamma": rng.normal(size=2)}
+    report = check_grads(lambda p, x: nn.batch_norm(p, x, statistics=statistics), [params, x], 2)
+    assert report.error() < TOLERANCES["difference"]
+
+
 def test_gamma_is_optional_and_beta_shifts():
     rng = np.random.default_rng(0)
     x, beta, gamma = rng.normal(size=(6, 3)), rng.normal(size=3), rng.normal(size=3)

@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 
 from mamlnp import array, check_grads, grad, tree
 from mamlnp.gradcheck import TOLERANCES
-from mamlnp.optim import adam, cosine, sgd
+from mamlnp.optim import adam, clipped, cosine, sgd
 
 ROUNDING = TOLERANCES["rounding"]
 seeds = st.integers(0, 2**32 - 1)
@@ -161,3 +161,14 @@ def test_adam_at_a_zero_gradient_has_a_finite_derivative_only_with_eps_root(eps_
     # x = 0: the gradient x^2 and its slope are 0, so the step does not depend on x.
     found = grad(after)(0.0)
     assert found.item() == 1.0 if eps_root else math.isnan(found.item())
+
+
+@given(seed=seeds)
+def test_clipping_bounds_every_element_of_the_gradient(seed):
+    rng = np.random.default_rng(seed)
+    params, grads = random_tree(rng), tree.map(lambda g: 20 * g, random_tree(rng))
+    within = tree.map(lambda g: np.clip(g, -10, 10), grads)
+    for optimizer in (sgd(0.1), adam(0.1)):
+        found, _ = run(clipped(optimizer, 10.0), params, [grads, grads])
+        expected, _ = run(optimizer, params, [within, within])
+        close(found, tree.map(lambda leaf: leaf.numpy(), expected))
