@@ -27,7 +27,7 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["mamlnp", "mamlnp.*"]),
-    package_data={"mamlnp": ["py.typed"]},
+    package_data={"mamlnp": ["py.typed", "initialisations/*.safetensors"]},
     install_requires=[
         "numpy>=2.1",
         "numba>=0.60",

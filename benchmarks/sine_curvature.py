@@ -56,7 +56,12 @@ def measured(path: Path) -> dict[str, Any]:
         amplitude, phase, num_shots=5, num_queries=sine.TEST_QUERIES, rng=rng
     )
     scores = adaptation_scores(
-        sine.loss, sine.loss, params, task, steps=10, inner_lr=config.inner_lr
+        sine.loss,
+        lambda p, task: sine.loss(p, task.query),
+        params,
+        task,
+        steps=range(11),
+        inner_lr=config.inner_lr,
     )
     top = top_eigenvalues(params, task)
     worse = ~(scores[10] <= scores[0])

@@ -6,7 +6,8 @@ To read the code, follow the order in which each module imports only from those 
 ``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``tree``, ``autodiff``
 (vjp, grad, hvp), ``compile`` (trace once, replay fast), ``losses``, ``optim``, ``nn``, ``tasks``,
 ``maml`` (Algorithms 1-3), ``parallel`` (a meta-batch over threads), ``gradcheck``, ``checks``,
-``runs``, ``plots``, ``experiments``, ``cli``.
+``runs``, ``plots``, ``learner`` (theta, ready to adapt), ``experiments``, ``initialisations``
+(load), ``cli``.
 """
 
 from . import (
@@ -36,6 +37,7 @@ from .autodiff import (
 from .backend import to_device, to_host, using_kernels
 from .compile import compile as compile
 from .gradcheck import check_grads, check_hvp, check_meta_gradient
+from .initialisations import load
 from .ops.elementwise import (
     abs as abs,
     add,
@@ -104,7 +106,15 @@ from .ops.shape import (
     swapaxes,
     transpose,
 )
-from .tasks import Batch, Task, fewshot, omniglot, sinusoid  # noqa: F401 (reached by ml.tasks)
+from .tasks import (
+    Batch,
+    Task,
+    fewshot,  # noqa: F401 (reached by ml.tasks)
+    folder,  # noqa: F401
+    miniimagenet,  # noqa: F401
+    omniglot,  # noqa: F401
+    sinusoid,  # noqa: F401
+)
 
 __all__ = [
     "Array",
@@ -147,6 +157,7 @@ __all__ = [
     "jvp",
     "less",
     "less_equal",
+    "load",
     "log",
     "log1p",
     "log_softmax",

@@ -2,7 +2,11 @@
 
     train sine           meta-train a small network on sine waves (Finn et al. 2017, section 5.1)
     train omniglot       meta-train a convolutional network on handwritten characters (section 5.2)
+    train miniimagenet   the same on photographs, in one of mini-ImageNet's layouts
+    train folder         the same on your own images, a folder a class
     evaluate RUN         score a run on test tasks, beside the baselines and the paper
+    adapt RUN            learn the classes of a folder from a few images, and classify others
+    export RUN FILE      write what a run learned to one file, for others to adapt
     check                check every derivative rule, every layer and the meta-gradient
     --version [-v]       the version; with -v all that results and their speed depend on
 
@@ -11,6 +15,8 @@ mamlnp COMMAND --help explains a command's options.
 
 from __future__ import annotations
 
+import csv
+import inspect
 import json
 import os
 import sys
@@ -21,16 +27,16 @@ from typing import Any
 
 import tyro
 
-from . import checks
+from . import checks, initialisations
 from .backend.generated import cache_folder
 from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
 from .errors import DataError
-from .experiments import omniglot, sine
+from .experiments import EXPERIMENTS, command, experiment
 from .experiments.loop import Interrupted, check_settings
 from .experiments.scores import as_records
-from .runs import atomic_write, create_run, open_run, versions
-
-EXPERIMENTS: dict[str, Any] = {"sine": sine, "omniglot": omniglot}
+from .learner import BATCH_NORM, BatchNorm, Classifier
+from .runs import EVALUATION, atomic_write, create_run, open_run, versions
+from .tasks.folder import read_query, read_support
 
 
 @dataclass(frozen=True)
@@ -48,19 +54,62 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a run's best parameters on test tasks.
+    """Score a run's best parameters on test tasks; the rows go to evaluation.json in its folder.
 
     Attributes:
         run: the run's folder.
         json: write the rows here too.
         tasks: how many test tasks.
         data: where the data set is, if not where it was in training.
+        batch_norm: whose statistics normalise the query images: all queries' together
+            ("transductive", as in the paper's code, if not given), the "support" set's, or each
+            query's own ("per-query").
+        baselines: score fine-tuning from random weights and the nearest neighbour on pixels too.
     """
 
     run: tyro.conf.Positional[Path]
     json: Path | None = None
     tasks: int = 600
     data: Path | None = None
+    batch_norm: BatchNorm | None = None
+    baselines: bool = False
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """Learn the classes of a folder from a few images of each, and classify other images.
+
+    Attributes:
+        run: a run's folder, an exported file, or the name of an initialisation that comes with
+            mamlnp, such as omniglot-5w1s.
+        support: a folder that holds a folder a class, each with a few images.
+        query: a folder with the images to classify.
+        steps: inner steps; those the run was validated with if not given.
+        batch_norm: whose statistics normalise the query images: the "support" set's, each query's
+            own ("per-query"), or all queries' together ("transductive"), which is how accuracies
+            are reported but lets an image's class depend on the others asked about.
+        out: the table that is written, with every class's probability.
+    """
+
+    run: tyro.conf.Positional[str]
+    support: Path
+    query: Path
+    steps: int | None = None
+    batch_norm: BatchNorm = "support"
+    out: Path = Path("predictions.csv")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's best parameters, its command and its scores to one file.
+
+    Attributes:
+        run: the run's folder; it must have been scored with mamlnp evaluate.
+        file: the safetensors file to write, which mamlnp.load and mamlnp adapt take.
+    """
+
+    run: tyro.conf.Positional[Path]
+    file: tyro.conf.Positional[Path]
 
 
 @dataclass(frozen=True)
@@ -101,6 +150,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
             case ["evaluate", *options]:
                 _evaluate(_parsed(Evaluate, "mamlnp evaluate", options))
+            case ["adapt", *options]:
+                _adapt(_parsed(Adapt, "mamlnp adapt", options))
+            case ["export", *options]:
+                asked = _parsed(Export, "mamlnp export", options)
+                initialisations.export(open_run(asked.run), asked.file)
+                print(f"{asked.file}: written.")
             case ["check", *options]:
                 sys.exit(_check(_parsed(Check, "mamlnp check", options)))
             case _:
@@ -134,35 +189,38 @@ def _parsed(kind: Any, prog: str, options: list[str]) -> Any:
 
 
 def _train(name: str, options: list[str]) -> None:
-    experiment = EXPERIMENTS[name]
-    default, resumed = experiment.Config(), None
-    presets = getattr(experiment, "PRESETS", {})
-    if (preset := _value_of("--preset", options)) in presets:
+    module = EXPERIMENTS[name]
+    default, resumed = module.Config(), None
+    presets = getattr(module, "PRESETS", {})
+    if presets and (preset := _value_of("--preset", options)) is not None:
+        if preset not in presets:
+            raise DataError(
+                f"--preset: there is no {preset!r} of {name}. Pass one of: {', '.join(presets)}."
+            )
         default = presets[preset]
     if (folder := _value_of("--resume", options)) is not None:
         resumed = open_run(Path(folder), name)
-        default = resumed.config_as(experiment.Config)
+        default = resumed.config_as(module.Config)
 
     fields = [
-        ("config", experiment.Config, field(default=default)),
+        ("config", module.Config, field(default=default)),
         ("run", RunOptions, field(default=RunOptions())),
     ]
-    kind = make_dataclass("Train", fields, namespace={"__doc__": experiment.__doc__})
+    kind = make_dataclass("Train", fields, namespace={"__doc__": module.__doc__})
     asked = _parsed(kind, f"mamlnp train {name}", options)
-    config = asked.config
-    if getattr(config, "data", None) is not None:
-        config = replace(config, data=config.data.absolute())
+    paths = {k: v.absolute() for k, v in vars(asked.config).items() if isinstance(v, Path)}
+    config = replace(asked.config, **paths)
     if resumed is not None and config != default:
         raise DataError(
             f"{resumed.path}: a resumed run keeps its settings, but others were given. "
             "Leave them out, or begin a new run."
         )
     check_settings(config)
-    data = experiment.load(config)
+    data = module.load(config)
     run = resumed or create_run(name, config, asked.run.out)
-    facts = {**config.describe(), **versions(), "run": run.path}
+    facts = {**config.describe(), **versions(), "command": command(run), "run": run.path}
     print("\n".join(f"{key:18} {value}" for key, value in facts.items()), flush=True)
-    experiment.train(config, run, data, resume=resumed is not None)
+    module.train(config, run, data, resume=resumed is not None)
     print(f"done. Score it with: mamlnp evaluate {run.path}")
 
 
@@ -177,27 +235,63 @@ def _value_of(option: str, options: list[str]) -> str | None:
 
 def _evaluate(asked: Evaluate) -> None:
     run = open_run(asked.run)
-    if run.experiment not in EXPERIMENTS:
-        raise DataError(
-            f"{run.path}: is a run of {run.experiment!r}, which this version does not know. "
-            f"It knows {', '.join(EXPERIMENTS)}."
-        )
     if asked.tasks < 2:
         raise DataError(f"--tasks: {asked.tasks} give no interval. Pass at least 2.")
-    experiment = EXPERIMENTS[run.experiment]
-    config = run.config_as(experiment.Config)
+    module = experiment(run.experiment, run.path)
+    how = {"batch_norm": asked.batch_norm, "baselines": asked.baselines}
+    how = {name: value for name, value in how.items() if value}
+    for name in how.keys() - inspect.signature(module.evaluate).parameters.keys():
+        option = name.replace("_", "-")
+        raise DataError(f"--{option}: not of {run.experiment}. Leave it out.")
+    config = run.config_as(module.Config)
     if asked.data is not None:
         config = replace(config, data=asked.data)
-    table, text = experiment.evaluate(config, run, experiment.load(config), tasks=asked.tasks)
+    table, text = module.evaluate(config, run, module.load(config), tasks=asked.tasks, **how)
     print(text)
-    if asked.json is not None:
-        record = {
-            "run": os.fspath(run.path),
-            "config": {k: v for k, v in run.config.items() if k != "data"},  # where is no setting
-            "versions": versions(),
-            "rows": as_records(table),
-        }
-        _write_json(asked.json, record)
+    record = {
+        "command": command(run),
+        "evaluation": how,
+        "config": {k: v for k, v in run.config.items() if k != "data"},  # where is no setting
+        "versions": versions(),
+        "wall_seconds": run.load().meta["wall_seconds"],
+        "rows": as_records(table),
+    }
+    for path in filter(None, (run.path / EVALUATION, asked.json)):
+        _write_json(path, record)
+
+
+def _adapt(asked: Adapt) -> None:
+    model = initialisations.load(asked.run)
+    if not isinstance(model, Classifier):
+        raise DataError(f"{asked.run}: does not classify images. Pass a run of another experiment.")
+    if asked.steps is not None and asked.steps < 1:
+        raise DataError(f"--steps: {asked.steps} adapt nothing. Pass at least 1.")
+    size, _, channels = model.input_shape
+    images, labels, names = read_support(asked.support, size=size, channels=channels)
+    if len(names) > model.outputs:
+        raise DataError(
+            f"{asked.support}: holds {len(names)} classes, but {asked.run} tells {model.outputs} "
+            f"apart. Take {model.outputs} folders at most, or train with more --num-ways."
+        )
+    queries, paths = read_query(asked.query, size=size, channels=channels)
+    adapted = model.adapt(images, labels, inner_steps=asked.steps)
+    probabilities = adapted.predict(queries, batch_norm=asked.batch_norm)
+    chosen = probabilities.argmax(-1)
+    print(
+        f"{len(names)} classes, {len(images)} support images, {len(queries)} query images; "
+        f"{asked.steps or model.inner_steps} inner steps; batch norm: "
+        f"{BATCH_NORM[asked.batch_norm]}"
+    )
+    with (
+        atomic_write(asked.out) as partial,
+        partial.open("w", encoding="utf-8", newline="") as file,
+    ):
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["image", "class", "probability", *names])
+        for path, k, row in zip(paths, chosen, probabilities, strict=True):
+            print(f"{path}  {names[k]}  {row[k]:.3f}")
+            table.writerow([path, names[k], f"{row[k]:.6f}", *(f"{p:.6f}" for p in row)])
+    print(f"written to {asked.out}")
 
 
 def _check(asked: Check) -> int:

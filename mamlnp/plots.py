@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import csv
+import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from .runs import METRICS, Run, atomic_write
 from .tasks import Task
@@ -18,13 +24,16 @@ if TYPE_CHECKING:
     from .experiments.scores import Row
 
 COLOURS = ("#d1495b", "#00798c", "#8d96a3", "#edae49", "#30638e", "#66a182")
+DARK, GREY, RIGHT, WRONG = "#222222", "#6b7280", "#1b7f3b", "#c1121f"
+SHOWN = 5  # support images of a class, and queries of a class, on the page of an episode
 
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     yield figure
-    with atomic_write(path) as partial:
+    with atomic_write(path) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
         figure.savefig(partial)
 
 
@@ -38,28 +47,116 @@ def _legend(figure: Figure, axes: Any, columns: int = 3) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
+def _metrics(run: Run) -> dict[str, np.ndarray]:
+    """The columns of metrics.csv, (rows,) each; none where there are no rows."""
+    path = run.path / METRICS
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    columns = table[0] if table else ()
+    return {name: np.array([float(row[name]) for row in table]) for name in columns}
+
+
+@contextmanager
+def _over_training(path: Path, table: dict[str, np.ndarray], title: str) -> Iterator[Any]:
+    """Two panels, one above the other, that share an axis of meta-iterations."""
+    with _figure(path, 6.8, 5.6) as figure:
+        panels = figure.subplots(2, sharex=True)
+        yield panels
+        last, took = table["iteration"][-1], timedelta(seconds=round(table["wall_seconds"][-1]))
+        panels[1].set_xlabel(f"meta-iterations ({last:.0f} in {took} h:min:s)")
+        panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.suptitle(title)
+        for axes in panels:
+            _plain(axes)
+
+
 def learning_curve(run: Run, columns: Sequence[str], label: str, *, log: bool = True) -> None:
     """``curve.png`` in the run's folder: columns of metrics.csv against meta-iterations."""
-    with (run.path / METRICS).open(encoding="utf-8", newline="") as file:
-        table = list(csv.DictReader(file))
+    table = _metrics(run)
     if not table:
         return
-    iterations = [int(row["iteration"]) for row in table]
     with _figure(run.path / "curve.png", 6.4, 4) as figure:
         axes = figure.subplots()
         for name, colour in zip(columns, COLOURS, strict=False):
-            values = np.array([float(row[name]) for row in table])
             shown = name.replace("_", " ")
-            axes.plot(iterations, values, label=shown, color=colour, marker=".", markersize=3)
+            axes.plot(table["iteration"], table[name], ".-", ms=3, label=shown, color=colour)
         axes.set(xlabel="meta-iterations", ylabel=label, title=f"{run.experiment}: learning curve")
         if log:
             axes.set_yscale("log")
-            top = 2 * max(float(table[0][name]) for name in columns)
-            if any(not float(row[name]) < top for row in table for name in columns):
+            top = 2 * max(table[name][0] for name in columns)
+            if any(not (table[name] < top).all() for name in columns):
                 axes.set_ylim(top=top)
                 axes.set_title(f"{axes.get_title()} (spikes: a task diverged)")
         _plain(axes)
         _legend(figure, axes)
+
+
+def classification_curve(run: Run) -> None:
+    """``curve.png``: the training loss, and the accuracy on validation classes with its interval
+    and its best, against meta-iterations."""
+    table = _metrics(run)
+    if not table:
+        return
+    iterations = table["iteration"]
+    accuracy, spread = 100 * table["validation_accuracy"], 100 * table["validation_ci95"]
+    best = accuracy.argmax()
+    ways, shots, baseline = (run.config[k] for k in ("num_ways", "num_shots", "baseline"))
+    loss = "training loss" if baseline else "query loss on training\ntasks, after adaptation"
+    title = f"{run.experiment} {ways}-way {shots}-shot{f', {baseline}' if baseline else ''}"
+    with _over_training(run.path / "curve.png", table, f"{title}: learning curve") as (top, bottom):
+        top.plot(iterations, table["train_loss"], ".-", ms=3, color=COLOURS[0])
+        top.set(ylabel=loss, yscale="log")
+        bottom.plot(iterations, accuracy, ".-", ms=3, color=COLOURS[1])
+        band = accuracy - spread, accuracy + spread
+        bottom.fill_between(
+            iterations, *band, color=COLOURS[1], alpha=0.2, lw=0, label="95 % interval over tasks"
+        )
+        bottom.errorbar(
+            iterations[best],
+            accuracy[best],
+            spread[best],
+            fmt="o",
+            color=DARK,
+            capsize=3,
+            label=f"best: {accuracy[best]:.1f} ± {spread[best]:.1f} % "
+            f"at meta-iteration {iterations[best]:.0f}",
+        )
+        bottom.set_ylabel("accuracy on\nvalidation classes (%)")
+        bottom.set_ylim(top=min(101, bottom.get_ylim()[1]))
+        bottom.legend(loc="best", fontsize=8)
+
+
+def gradient_cosine(run: Run) -> None:
+    """``cosine.png``: how the first-order meta-gradient differs from the second-order one, in
+    direction and in length, against meta-iterations; nothing where that was not measured."""
+    table = _metrics(run)
+    if not {"gradient_cosine", "gradient_ratio"} <= table.keys():
+        return
+    title = f"{run.experiment}: the meta-gradient without second derivatives, against the full one"
+    with _over_training(run.path / "cosine.png", table, title) as (top, bottom):
+        for axes, column in ((top, "gradient_cosine"), (bottom, "gradient_ratio")):
+            axes.plot(table["iteration"], table[column], ".-", ms=3, color=COLOURS[0])
+            axes.axhline(1, color=DARK, ls=":", lw=1.2)
+        top.axhline(0, color=GREY, ls=":", lw=1.2)
+        top.set_ylabel("cosine of the angle between the two")
+        bottom.set(ylabel="length: first order / second order", yscale="log")
+        for axes, y, text in (
+            (top, 1, "same direction"),
+            (top, 0, "at right angles"),
+            (bottom, 1, "same length"),
+        ):
+            axes.annotate(
+                text,
+                (1, y),
+                (-2, 2),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color=GREY,
+            )
 
 
 def error_against_steps(path: Path, table: Sequence[Row]) -> None:
@@ -85,6 +182,161 @@ def error_against_steps(path: Path, table: Sequence[Row]) -> None:
         )
         _plain(axes)
         _legend(figure, axes)
+
+
+def accuracy_against_steps(path: Path, table: Sequence[Row], *, chance: float, note: str) -> None:
+    """Test accuracy after each number of inner steps, a line a method, with the 95 % interval.
+
+    Args:
+        path: the picture.
+        table: shares, not percent. Methods named alike up to a comma have the same colour.
+        chance: the share that guessing gets right.
+        note: what else a reader has to know.
+    """
+    methods = list(dict.fromkeys(row.method for row in table))
+    families, variants = (
+        list(dict.fromkeys(name.partition(", ")[part] for name in methods)) for part in (0, 2)
+    )
+    last = max(row.steps for row in table)
+    labels = [(100 * chance, f"chance {100 * chance:.1f}", GREY)]
+    with _figure(path, 8.4, 4.8) as figure:
+        axes = figure.subplots()
+        for name in methods:
+            family, _, variant = name.partition(", ")
+            colour = COLOURS[families.index(family) % len(COLOURS)]
+            style = ("-", "--", "-.")[variants.index(variant) % 3]
+            chosen = [row for row in table if row.method == name]
+            steps = [row.steps for row in chosen]
+            means = 100 * np.array([row.mean for row in chosen])
+            spread = 100 * np.array([row.ci95 for row in chosen])
+            axes.plot(steps, means, style, marker=".", ms=4, color=colour)
+            axes.fill_between(steps, means - spread, means + spread, color=colour, alpha=0.2, lw=0)
+            labels.append((means[-1], f"{name}  {means[-1]:.1f} ± {spread[-1]:.1f}", colour))
+        axes.axhline(100 * chance, color=GREY, ls=":")
+        low, high = axes.get_ylim()
+        axes.set(xlim=(-0.15, last + 0.15), ylim=(low, min(101, high)))
+        labels.sort()
+        places = _apart(np.array([y for y, *_ in labels]), 0.05 * (high - low), high)
+        for (y, text, colour), place in zip(labels, places, strict=True):
+            axes.annotate(
+                text,
+                (last, y),
+                (1.03 * last + 0.3, place),
+                color=colour,
+                fontsize=9,
+                va="center",
+                annotation_clip=False,
+                arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6},
+            )
+        axes.set(xlabel="gradient steps on the support images", ylabel="accuracy on queries (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.suptitle(
+            f"{table[0].setting}: {table[0].tasks} test tasks, band: 95 % interval; "
+            f"numbers: after {last} steps"
+        )
+        axes.set_title(
+            textwrap.fill(note, 110), fontsize=8, color=GREY, loc="left", parse_math=False
+        )
+        _plain(axes)
+
+
+def _apart(wanted: np.ndarray, gap: float, high: float) -> np.ndarray:
+    """Increasing positions (N,) near the wanted ones, a gap apart, none above ``high``."""
+    places = wanted.copy()
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    places[-1] = min(places[-1], high)
+    for i in reversed(range(len(places) - 1)):
+        places[i] = min(places[i], places[i + 1] - gap)
+    return places
+
+
+def episode(
+    path: Path, task: Task, probabilities: npt.ArrayLike, names: Sequence[str], *, title: str
+) -> None:
+    """The page of one episode: a row a class with its support images, then the queries of that
+    class with what was predicted for them.
+
+    Args:
+        path: the picture.
+        task: one task without task axis: images (N, H, W, C) in [0, 1], C 1 or 3, and class
+            numbers (N,). Where the query's are None each query stands in the row of the class
+            predicted for it.
+        probabilities: of each class for each query, (N, ways).
+        names: of the classes; of a path the last two parts are shown.
+        title: of the page.
+    """
+    probabilities = np.asarray(probabilities)
+    support, query = (np.asarray(batch.x) for batch in task)
+    predicted, known = probabilities.argmax(-1), task.query.y is not None
+    rows_of = [np.asarray(task.support.y), np.asarray(task.query.y) if known else predicted]
+    most = [min(SHOWN, int(np.bincount(rows, minlength=1).max())) for rows in rows_of]
+
+    # In inches, from the top left corner.
+    side, pitches, gap, row_height, head = 0.9, (0.98, 1.36), 0.35, 1.4, 1.15
+    left = 1.75
+    starts = left, left + most[0] * pitches[0] + gap
+    width = max(7.5, starts[1] + most[1] * pitches[1] + 0.1)
+    height = head + row_height * len(names)
+    with _figure(path, width, height) as figure:
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0, 0, 1, 1))
+
+        def write(x: float, y: float, text: str, size: float, **how: Any) -> None:
+            axes.text(x, y, text, fontsize=size, va="top", parse_math=False, **how)
+
+        def draw(image: np.ndarray, x: float, y: float) -> None:
+            extent = (x, x + side, y + side, y)
+            axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent)
+
+        write(0.15, 0.12, textwrap.shorten(title, int(12 * width)), 12, color=DARK)
+        summary = "query images stand in the row of the class predicted for them"
+        if known:
+            right = int((predicted == rows_of[1]).sum())
+            summary = f"✓ right, ✗ wrong: {right} of {len(query)} queries right"
+        write(0.15, 0.42, summary, 9, color=GREY)
+        write(0.15, 0.82, "class", 9, color=DARK)
+        write(starts[0], 0.82, "support images", 9, color=DARK)
+        write(starts[1], 0.82, "query images: predicted class, its probability", 9, color=DARK)
+        for c, name in enumerate(names):
+            y = head + row_height * c
+            axes.axhline(y - 0.06, color=GREY, lw=0.4)
+            found = [np.flatnonzero(rows == c) for rows in rows_of]
+            lines = [_short(part, 22) for part in name.split("/")[-2:]]
+            write(0.15, y + 0.08, "/\n".join(lines), 9, color=DARK)
+            counts = [
+                f"{SHOWN} of {len(those)} {what} shown"
+                for those, what in zip(found, ("support", "queries"), strict=True)
+                if len(those) > SHOWN
+            ]
+            write(0.15, y + 0.5, "\n".join(counts), 7, color=GREY)
+            for i, n in enumerate(found[0][:SHOWN]):
+                draw(support[n], starts[0] + i * pitches[0], y)
+            for i, n in enumerate(found[1][:SHOWN]):
+                x = starts[1] + i * pitches[1]
+                draw(query[n], x, y)
+                percent = f"{100 * probabilities[n, predicted[n]]:.0f} %"
+                caption, colour = f"{_label(names[predicted[n]])}\n{percent}", DARK
+                if known and predicted[n] == c:
+                    caption, colour = f"✓ {caption}", RIGHT
+                elif known:
+                    caption, colour = f"✗ {caption}, true: {_label(name)}", WRONG
+                write(x, y + side + 0.06, caption, 6.5, color=colour)
+                axes.add_patch(Rectangle((x, y), side, side, fill=False, color=colour, lw=2))
+        axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
+        axes.axis("off")
+
+
+def _label(name: str) -> str:
+    """The last two parts of a class's name, the first shortened where both are long."""
+    *parents, last = name.split("/")[-2:]
+    return "/".join(
+        [_short(parent, max(6, 21 - len(last))) for parent in parents] + [_short(last, 21)]
+    )
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 
 def sine_fits(path: Path, task: Task, curves: dict[str, np.ndarray]) -> None:

@@ -29,6 +29,7 @@ from .errors import DataError
 CONFIG = "config.json"
 METRICS = "metrics.csv"
 CHECKPOINT = "checkpoint.safetensors"
+EVALUATION = "evaluation.json"
 
 Config = TypeVar("Config")
 
@@ -40,12 +41,16 @@ class Checkpoint(NamedTuple):
     """What a run was when it was saved.
 
     Attributes:
+        experiment: the name of what ran.
+        config: its settings, as JSON keeps them; see :func:`config_as`.
         iteration: how many meta-iterations were done.
         arrays: nested dicts of arrays, as given to :meth:`Run.save`.
         meta: the JSON-able dict given to :meth:`Run.save`.
         versions: what :func:`versions` said then.
     """
 
+    experiment: str
+    config: dict[str, Any]
     iteration: int
     arrays: dict[str, Any]
     meta: dict[str, Any]
@@ -74,15 +79,7 @@ class Run:
         Raises:
             DataError: ``kind`` has no such fields.
         """
-        hints = typing.get_type_hints(kind)
-        fields = {name: _restored(value, hints.get(name)) for name, value in self.config.items()}
-        try:
-            return kind(**fields)
-        except TypeError as error:
-            raise DataError(
-                f"{self.path / CONFIG}: does not fit {kind.__qualname__} ({error}). "
-                f"Use mamlnp {self.versions['mamlnp']}, which wrote it."
-            ) from error
+        return config_as(kind, self.config, f"{self.path / CONFIG}", self.versions)
 
     def log(self, iteration: int, row: Mapping[str, object]) -> None:
         """Append a row to metrics.csv; the first row's keys become its columns.
@@ -129,19 +126,8 @@ class Run:
             # A checkpoint must never reach the disk before the rows that led to it.
             with _explained(metrics):
                 _to_disk(metrics)
-        leaves: dict[str, np.ndarray] = {}
-        record = {
-            "experiment": self.experiment,
-            "config": self.config,
-            "iteration": iteration,
-            "tree": _taken_apart(arrays, "", leaves),
-            "meta": meta,
-            "versions": versions(),
-        }
-        # One entry: safetensors writes several in an order that changes from process to process.
-        content = safetensors.numpy.save(leaves, {"mamlnp": json.dumps(record)})
-        with atomic_write(self.path / CHECKPOINT) as partial:
-            partial.write_bytes(content)
+        checkpoint = Checkpoint(self.experiment, self.config, iteration, arrays, meta, versions())
+        write_checkpoint(self.path / CHECKPOINT, checkpoint)
 
     def load(self) -> Checkpoint:
         """Read the checkpoint.
@@ -155,20 +141,7 @@ class Run:
                 f"{path}: there is no checkpoint. The run was stopped before its first one: "
                 "begin a new run."
             )
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                record = json.loads(file.metadata()["mamlnp"])
-                return Checkpoint(
-                    iteration=record["iteration"],
-                    arrays=_put_together(record["tree"], "", file.get_tensor),
-                    meta=record["meta"],
-                    versions=record["versions"],
-                )
-        except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-            raise DataError(
-                f"{path}: is damaged or not a checkpoint of mamlnp ({error}). "
-                "Restore it from a copy, or begin a new run."
-            ) from error
+        return read_checkpoint(path)
 
     def resume(self) -> Checkpoint:
         """Read the checkpoint and drop the rows of metrics.csv that came after it.
@@ -216,6 +189,65 @@ class Run:
             kept.append(row)
         with atomic_write(path) as partial:
             partial.write_bytes(b"".join(kept))
+
+
+def config_as(
+    kind: type[Config], settings: Mapping[str, Any], where: str, written_by: Mapping[str, Any]
+) -> Config:
+    """Settings that JSON kept, as an instance of the dataclass they were written from.
+
+    Args:
+        kind: the dataclass; fields that ``settings`` lacks take their defaults.
+        settings: its fields.
+        where: the file they are from, for the error.
+        written_by: the versions that wrote them.
+
+    Raises:
+        DataError: ``kind`` has no such fields.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {name: _restored(value, hints.get(name)) for name, value in settings.items()}
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise DataError(
+            f"{where}: does not fit {kind.__qualname__} ({error}). "
+            f"Use mamlnp {written_by['mamlnp']}, which wrote it."
+        ) from error
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Replace a checkpoint's file, whole or not at all.
+
+    Raises:
+        DataError: the file cannot be written; an old one is left as it was.
+        TypeError: it holds something that is no array, or meta something JSON does not know.
+    """
+    leaves: dict[str, np.ndarray] = {}
+    record = {**checkpoint._asdict(), "tree": _taken_apart(checkpoint.arrays, "", leaves)}
+    del record["arrays"]
+    # One entry: safetensors writes several in an order that changes from process to process.
+    content = safetensors.numpy.save(leaves, {"mamlnp": json.dumps(record)})
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's file.
+
+    Raises:
+        DataError: it is missing, damaged, or not a checkpoint.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            record = json.loads(file.metadata()["mamlnp"])
+            arrays = _put_together(record.pop("tree"), "", file.get_tensor)
+            return Checkpoint(arrays=arrays, **record)
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise DataError(
+            f"{path}: is damaged or not a checkpoint of mamlnp ({error}). "
+            "Restore it from a copy, or begin a new run."
+        ) from error
 
 
 def create_run(experiment: str, config: Any, path: Path | None = None) -> Run:

@@ -112,15 +112,15 @@ def test_first_order_is_said_in_the_log(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.skipif(DATA is None, reason="MAMLNP_DATA does not name a folder with Omniglot")
-@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("preset", ["today-5w1s", "paper-5w1s"])
 def test_train_and_evaluate_omniglot(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--preset", preset, "--filters", "4", "--meta-batch-size", "2"]
     assert run("train", "omniglot", *TINY, *options) == 0
     config = json.loads(Path("runs/omniglot/config.json").read_text())["config"]
-    assert config["head_std"] == (1.0 if preset == "paper" else 0.1)
+    assert config["head_std"] == (1.0 if preset == "paper-5w1s" else 0.1)
     assert run("evaluate", "runs/omniglot", "--tasks", "10") == 0
     text = capsys.readouterr().out
-    assert "held-out characters" in text and "transductive" in text
+    assert "held-out classes" in text and "transductive" in text
 
 
 def test_check_prints_a_verdict_and_writes_it(capsys: pytest.CaptureFixture[str]) -> None:

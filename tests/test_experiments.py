@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mamlnp import maml, parallel, tree
+from mamlnp import array, maml, parallel, tree
 from mamlnp.errors import DataError
-from mamlnp.experiments import loop, omniglot, sine
+from mamlnp.experiments import classification, loop, miniimagenet, omniglot, sine
 from mamlnp.experiments.scores import Row, adaptation_scores, as_records, as_table, rows
 from mamlnp.runs import create_run
 from mamlnp.tasks import Batch, Task, counted_rng
@@ -34,7 +34,7 @@ def made_up_characters() -> omniglot.Data:
     flipped = rng.random((24, 20, 28, 28, 1)) < 0.05
     images = np.where(prototypes ^ flipped, 255, 0).astype(np.uint8)
     return {
-        split: ClassImages(images[part], tuple(map(str, range(8))), rotations=True)
+        split: ClassImages.stacked(images[part], tuple(map(str, range(8))), rotations=True)
         for split, part in (
             ("train", slice(8)),
             ("validation", slice(8, 16)),
@@ -200,34 +200,142 @@ def test_omniglot_learns_made_up_characters(tmp_path: Path) -> None:
     run = create_run("omniglot", config, tmp_path / "run")
     data = made_up_characters()
     omniglot.train(config, run, data)
-    table, text = omniglot.evaluate(config, run, data, tasks=30)
-    after = {row.method: row.mean for row in table if row.steps == config.eval_steps}
-    before = {row.method: row.mean for row in table if row.steps == 0}
-    assert all(after[m] > 0.5 > before[m] for m in after)
-    assert "15 q/class" in text and "98.7" in text
-
-
-def test_presets_differ_where_the_authors_do() -> None:
-    paper, default = omniglot.PRESETS["paper"], omniglot.PRESETS["default"]
-    params = {"conv1": {"w": 0, "beta": 0}, "head": {"w": 0, "b": 0}}
-    assert omniglot.inner_lr(paper, params) == {
-        "conv1": {"w": 2.0, "beta": 0},
-        "head": {"w": 2.0, "b": 2.0},
+    table, text = omniglot.evaluate(config, run, data, tasks=30, baselines=True)
+    at = {(row.method, row.steps): row.mean for row in table}
+    for queries in (1, 15):
+        method = f"MAML, {queries} q/class"
+        assert at[method, config.eval_steps] > 0.5 > at[method, 0]
+        nearest = f"nearest neighbour, {queries} q/class"
+        assert at[nearest, 0] == at[nearest, 10] > 0.5
+    assert {steps for _, steps in at} == set(range(11))
+    assert {method.split(",")[0] for method, _ in at} == {
+        "MAML",
+        "random init",
+        "nearest neighbour",
     }
-    assert omniglot.inner_lr(default, params) == 2.0
-    net = omniglot.network(paper)
-    first = net.init(rng=counted_rng(0, "init"))
+    assert "15 q/class" in text and "98.7" in text and "best in validation" in text
+    for name in ("curve.png", "cosine.png", "accuracy.png", "episode.png"):
+        with Image.open(run.path / name) as picture:
+            assert min(picture.size) > 200
+    for row in without_clock(run):
+        assert 0 < float(row["gradient_cosine"]) < 1 and float(row["gradient_ratio"]) > 0
+
+
+@pytest.mark.parametrize("batch_norm", ["support", "per-query"])
+def test_evaluation_by_other_statistics_says_so(batch_norm: Any, tmp_path: Path) -> None:
+    data = made_up_characters()
+    run = trained(("omniglot", omniglot, OMNIGLOT, data), tmp_path / "run")
+    usual, _ = omniglot.evaluate(OMNIGLOT, run, data, tasks=20)
+    other, text = omniglot.evaluate(OMNIGLOT, run, data, tasks=20, batch_norm=batch_norm)
+    assert f"batch norm {batch_norm}" in text
+    assert [row.mean for row in usual] != [row.mean for row in other]
+
+
+def test_a_network_of_vectors_has_no_statistics_of_one_query(tmp_path: Path) -> None:
+    config, data = dataclasses.replace(OMNIGLOT, network="mlp"), made_up_characters()
+    run = trained(("omniglot", omniglot, config, data), tmp_path / "run")
+    omniglot.evaluate(config, run, data, tasks=4, batch_norm="support")
+    with pytest.raises(DataError, match="per-query has no statistics"):
+        omniglot.evaluate(config, run, data, tasks=4, batch_norm="per-query")
+
+
+def test_a_pretrained_network_learns_all_classes_and_is_fine_tuned(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        OMNIGLOT, baseline="pretrained", filters=8, meta_iterations=60, validate_every=30
+    )
+    data = made_up_characters()
+    run = trained(("omniglot", omniglot, config, data), tmp_path / "run")
+    losses = [float(row["train_loss"]) for row in without_clock(run)]
+    assert losses[1] < losses[0] < np.log(32)  # 8 classes, turned four ways
+    head = run.load().arrays["best"]["params"]["head"]["w"]
+    assert head.shape == (8, 32)
+    table, text = omniglot.evaluate(config, run, data, tasks=30)
+    assert {row.method for row in table} == {"pretrained, 1 q/class", "pretrained, 15 q/class"}
+    assert max(row.mean for row in table) > 0.5
+    assert "pretrained: fine-tunes" in text
+    assert "baseline pretrained" in config.describe()["meta-gradient"]
+
+
+def test_the_nearest_neighbour_is_the_nearest() -> None:
+    rng = np.random.default_rng(0)
+    task = made_up_characters()["test"].sample(3, num_ways=4, num_shots=2, num_queries=3, rng=rng)
+    for metric in ("euclidean", "cosine"):
+        expected = []
+        for t in range(3):
+            right = 0
+            for x, y in zip(task.query.x[t], task.query.y[t], strict=True):
+                distances = [
+                    np.linalg.norm(x - other)
+                    if metric == "euclidean"
+                    else 1 - (x * other).sum() / np.linalg.norm(x) / np.linalg.norm(other)
+                    for other in task.support.x[t]
+                ]
+                right += task.support.y[t][int(np.argmin(distances))] == y
+            expected.append(right / 12)
+        np.testing.assert_allclose(classification.nearest_neighbour(metric, task), expected)
+
+
+def test_compared_gradients_have_their_cosine_and_ratio() -> None:
+    a, b = ({"w": array(np.array(v))} for v in ([3.0, 4.0], [10.0, 0.0]))
+    found = classification.compare_gradients(a, b)
+    assert found == pytest.approx({"gradient_cosine": 0.6, "gradient_ratio": 0.5})
+    nothing = classification.compare_gradients(a, tree.map(lambda leaf: 0 * leaf, b))
+    assert all(np.isnan(value) for value in nothing.values())
+
+
+def test_presets_are_all_the_settings_and_differ_where_the_authors_do() -> None:
+    paper, today = omniglot.PRESETS["paper-5w1s"], omniglot.PRESETS["today-5w1s"]
+    assert today == omniglot.Config() and next(iter(omniglot.PRESETS)) == "today-5w1s"
+    params = {"conv1": {"w": 0, "beta": 0}, "head": {"w": 0, "b": 0}}
+    assert classification.inner_lr(paper, params) == {
+        "conv1": {"w": 0.4, "beta": 0},
+        "head": {"w": 0.4, "b": 0.4},
+    }
+    assert paper.loss == "sum/shots" and today.loss == "mean"
+    assert classification.inner_lr(today, params) == 2.0
+    first = classification.network(paper, 5).init(rng=counted_rng(0, "init"))
     assert "gamma" not in first["conv1"]
     assert abs(first["head"]["w"].numpy().std() - 1.0) < 0.15
-    for config in (paper, default):
+    for config in (paper, today):
         assert "second order" in config.describe()["meta-gradient"]
         assert "transductive" in config.describe()["batch norm"]
+    twenty = omniglot.PRESETS["paper-20w5s"]
+    assert (twenty.inner_lr, twenty.inner_steps, twenty.meta_batch_size) == (0.1, 5, 16)
+    assert (twenty.num_ways, twenty.num_shots, twenty.num_queries) == (20, 5, 5)
+    assert omniglot.PRESETS["today-20w1s"].inner_lr == pytest.approx(2.0)
+    mlp = omniglot.PRESETS["paper-5w5s-mlp-first-order-sgd"]
+    assert (mlp.network, mlp.first_order, mlp.meta_optimizer) == ("mlp", True, "sgd")
+    mini = miniimagenet.PRESETS["paper-5w5s"]
+    assert (mini.inner_lr, mini.inner_steps, mini.eval_steps) == (0.01, 5, 10)
+    assert (mini.meta_batch_size, mini.num_queries, mini.clip) == (2, 15, 10.0)
+    assert (mini.filters, mini.head_std, mini.adapt_norm) == (32, None, False)
+    assert miniimagenet.PRESETS["today-5w1s"] == miniimagenet.Config()
+    for presets in (omniglot.PRESETS, miniimagenet.PRESETS):
+        assert all(name == config.preset for name, config in presets.items())
+        described = [str(config.describe()) for config in presets.values()]
+        assert len(set(described)) == len(presets)
+
+
+@pytest.mark.parametrize("changes", [{"meta_optimizer": "sgd"}, {"clip": 1e-3}])
+def test_the_meta_update_is_the_one_asked_for(changes: Any, tmp_path: Path) -> None:
+    data = made_up_characters()
+    usual = trained(("omniglot", omniglot, OMNIGLOT, data), tmp_path / "usual")
+    config = dataclasses.replace(OMNIGLOT, meta_iterations=1, **changes)
+    other = trained(("omniglot", omniglot, config, data), tmp_path / "other")
+    state = other.load().arrays["state"]
+    assert ("m" in state["opt"]) == ("clip" in changes)
+    if "clip" in changes:  # m is a tenth of the gradient, bounded for the sum of two tasks
+        largest = max(np.abs(m).max() for m in tree.leaves(state["opt"]["m"]))
+        assert largest == pytest.approx(0.1 * 2 * 1e-3)
+    assert usual.load().iteration == 6
 
 
 def test_adaptation_scores_are_those_of_adapt() -> None:
     params = sine.initial_params(SINE)
     task = sine.load(SINE).sample(3, num_shots=5, num_queries=7, rng=np.random.default_rng(0))
-    scores = adaptation_scores(sine.loss, sine.loss, params, task, steps=2, inner_lr=0.01)
+    scores = adaptation_scores(sine.loss, sine._error, params, task, steps=range(3), inner_lr=0.01)
+    some = adaptation_scores(sine.loss, sine._error, params, task, steps=(0, 2), inner_lr=0.01)
+    np.testing.assert_array_equal(some.numpy(), scores.numpy()[[0, 2]])
     for steps in range(3):
         adapted = maml.adapt(sine.loss, params, task.support, inner_lr=0.01, inner_steps=steps)
         np.testing.assert_array_equal(scores[steps], sine.loss(adapted, task.query).numpy())
@@ -246,7 +354,7 @@ def test_rows_have_the_mean_its_interval_and_the_diverged() -> None:
 
 def test_evaluation_tasks_differ_and_are_the_same_for_every_run() -> None:
     data = made_up_characters()["test"]
-    chunks = [list(omniglot._chunks(OMNIGLOT, data, 30, 1, "test", 5)) for _ in range(2)]
+    chunks = [list(classification._chunks(OMNIGLOT, data, 30, 1, "test", 5)) for _ in range(2)]
     assert [len(task.support.x) for task in chunks[0]] == [25, 5]
     for a, b in zip(*chunks, strict=True):
         assert_same_arrays(a, b)
@@ -264,7 +372,7 @@ def test_fine_tuning_step_size_is_tuned_on_the_tasks_given() -> None:
     params = sine.initial_params(SINE)
     chosen = sine._tuned_lr(params, Task(*task))
     errors = {
-        lr: adaptation_scores(sine.loss, sine.loss, params, task, steps=10, inner_lr=lr)[-1].mean()
+        lr: adaptation_scores(sine.loss, sine._error, params, task, steps=(10,), inner_lr=lr).mean()
         for lr in sine.FINE_TUNING_LRS
     }
     assert chosen == min(errors, key=errors.__getitem__)

@@ -1,14 +1,33 @@
 """Every Python block of the README and of the documentation runs, and every command exists."""
 
+import csv
+import importlib.util
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from mamlnp.cli import EXPERIMENTS
+from mamlnp.cli import EXPERIMENTS, main
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+
+
+def benchmark(name: str) -> Any:
+    """A script of benchmarks/, which is no package, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
+reproduce = benchmark("reproduce")
 BLOCKS = [
     pytest.param(block, id=f"{path.stem}-{i}")
     for path in (README, *sorted((ROOT / "docs").glob("*.md")))
@@ -16,12 +35,50 @@ BLOCKS = [
 ]
 
 
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the README speaks of: letters/CLASS/IMAGE and page/IMAGE."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("letters/alpha/1", "letters/beta/1", "letters/gamma/1", "page/1", "page/2"):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 40)).astype(np.uint8)).save(path)
+
+
+@pytest.mark.usefixtures("folders")
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_block_runs(block: str) -> None:
     exec(compile(block, "a block", "exec"), {})
 
 
 def test_there_are_blocks_and_commands() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     trained = set(re.findall(r"mamlnp train (\w+)", README.read_text("utf-8")))
     assert trained == set(EXPERIMENTS)
+
+
+@pytest.mark.usefixtures("folders")
+def test_the_command_beside_the_block_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = (b.values[0] for b in BLOCKS if "read_support" in str(b.values[0]))
+    exec(compile(str(block), "a block", "exec"), {})
+    said = capsys.readouterr().out
+    main(["adapt", "omniglot-5w1s", "--support", "letters", "--query", "page"])
+    with Path("predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert str({row["image"]: row["class"] for row in rows}) == said.strip()
+    for row in rows:
+        of_class = {name: float(row[name]) for name in ("alpha", "beta", "gamma")}
+        assert sum(of_class.values()) == pytest.approx(1, abs=1e-5)
+        assert float(row["probability"]) == max(of_class.values()) == of_class[row["class"]]
+    assert "page/1.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("table", reproduce.TABLES)
+def test_tables_are_those_of_the_results(table: str) -> None:
+    """What benchmarks/reproduce.py wrote beside the raw results is what the README shows."""
+    written = ROOT / "benchmarks" / "results" / f"{table}.md"
+    if written.exists():
+        readme, text = README.read_text("utf-8"), written.read_text("utf-8")
+        assert reproduce.included(readme, table, text) == readme
+        assert text in readme

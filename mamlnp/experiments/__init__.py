@@ -1,1 +1,56 @@
-"""The paper's experiments: each a readable script whose Config is its documentation."""
+"""The paper's experiments: each a readable script whose Config is its documentation.
+
+An experiment is a module with ``Config``, ``load``, ``train``, ``evaluate``, ``theta`` (the
+meta-learned parameters in a run's state) and ``learner``; ``PRESETS`` are named Configs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from ..runs import Run
+from . import folder, miniimagenet, omniglot, sine
+
+EXPERIMENTS: dict[str, Any] = {
+    "sine": sine,
+    "omniglot": omniglot,
+    "miniimagenet": miniimagenet,
+    "folder": folder,
+}
+
+PLACES = ("data", "threads")  # settings that change no number
+
+
+def experiment(name: str, where: Path) -> Any:
+    """The module of an experiment that a file names.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    if name not in EXPERIMENTS:
+        raise DataError(
+            f"{where}: is of the experiment {name!r}, which this version does not know. "
+            f"It knows {', '.join(EXPERIMENTS)}."
+        )
+    return EXPERIMENTS[name]
+
+
+def command(run: Run) -> str:
+    """The command that does a run again, without where its data and threads were."""
+    module = experiment(run.experiment, run.path)
+    config = run.config_as(module.Config)
+    presets = getattr(module, "PRESETS", {})
+    preset = presets.get(getattr(config, "preset", None), module.Config())
+    words = ["mamlnp", "train", run.experiment]
+    if presets:
+        words += ["--preset", config.preset]
+    for name, value in vars(config).items():
+        usual = value == getattr(preset, name) and name != "seed"
+        if usual or name in (*PLACES, "preset"):
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", f"{value}"]
+    return " ".join(words)

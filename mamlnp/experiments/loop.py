@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from .. import tree
 from ..array import Array
 from ..backend import to_device, to_host
 from ..errors import DataError
-from ..runs import Run
+from ..runs import CHECKPOINT, Run
 
 Tree = Any
 
@@ -76,7 +77,8 @@ def train(
 
     Raises:
         Interrupted: after Ctrl-C, with everything saved.
-        DataError: the loss is not a finite number any more.
+        DataError: the loss is not a finite number any more, or the checkpoint is of another
+            architecture.
     """
     iterations, validate_every = schedule.meta_iterations, schedule.validate_every
     start, seconds = 0, 0.0
@@ -86,8 +88,11 @@ def train(
     best_state = state
     if resume:
         saved = run.resume()
-        start, state = saved.iteration, _from_host(saved.arrays["state"])
-        best_state = _from_host(saved.arrays["best"])
+        where = run.path / CHECKPOINT
+        check_fits(where, saved.arrays["state"], state)
+        check_fits(where, saved.arrays["best"], state)
+        start, state = saved.iteration, from_host(saved.arrays["state"])
+        best_state = from_host(saved.arrays["best"])
         recent = saved.arrays["recent"].tolist()
         best, seconds = saved.meta["best"], saved.meta["wall_seconds"]
 
@@ -155,14 +160,37 @@ def best_state(run: Run) -> Best:
         f"{checkpoint.iteration} on validation tasks; trained for "
         f"{checkpoint.meta['wall_seconds']:.0f} s"
     )
-    return Best(_from_host(state), about)
+    return Best(from_host(state), about)
+
+
+def check_fits(where: Path, found: Tree, expected: Tree) -> None:
+    """Refuse parameters of another architecture.
+
+    Raises:
+        DataError: a leaf is missing, is one too many, or has another shape or type.
+    """
+    here, there = (
+        {
+            path: f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in tree.items(tree.map(_to_host, params))
+        }
+        for params in (found, expected)
+    )
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            raise DataError(
+                f"{where}: is of another architecture than config.json: {name} is "
+                f"{here.get(name, 'missing')}, not {there.get(name, 'there')}. "
+                "Put back the checkpoint that belongs to this run."
+            )
 
 
 def _to_host(leaf: Any) -> np.ndarray:
     return to_host(leaf.value) if isinstance(leaf, Array) else np.asarray(leaf)
 
 
-def _from_host(saved: Tree) -> Tree:
+def from_host(saved: Tree) -> Tree:
+    """A tree of NumPy arrays as Arrays."""
     return tree.map(lambda leaf: Array(to_device(leaf)), saved)
 
 

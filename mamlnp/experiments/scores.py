@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..backend import to_host
 from ..ops.shape import stack
 from ..tasks import Task
 
-Score = Callable[[Any, Any], Any]
+Score = Callable[[Any, Task], Any]
 
 
 @dataclass(frozen=True)
@@ -43,38 +43,33 @@ class Row:
 
 
 def adaptation_scores(
-    loss: maml.Loss, score: Score, params: Any, task: Task, *, steps: int, **how: Any
+    loss: maml.Loss, score: Score, params: Any, task: Task, *, steps: Collection[int], **how: Any
 ) -> Array:
-    """The score on the query set after 0, 1, ..., ``steps`` inner steps: (steps + 1, T, ...).
+    """The score after each of some numbers of inner steps: (len(steps), T, ...).
 
     Args:
         loss: what the inner loop descends, (params, batch) -> (T,).
-        score: what is reported, likewise.
+        score: what is reported, (params, task) -> (T, ...).
         params: theta.
         task: the tasks.
-        steps: how many inner steps.
+        steps: after how many inner steps, in increasing order.
         how: as in :func:`mamlnp.maml.inner_loop`.
     """
     path = maml.inner_loop(loss, params, task.support, **how)
     with np.errstate(over="ignore", invalid="ignore"):  # a task that diverges is counted, not lost
-        return stack([score(theta, task.query) for theta in itertools.islice(path, steps + 1)])
+        thetas = enumerate(itertools.islice(path, max(steps) + 1))
+        return stack([score(theta, task) for taken, theta in thetas if taken in steps])
 
 
 def scorer(
-    loss: maml.Loss,
-    score: Score,
+    scores: Callable[[Any, Task], Array],
     *,
-    steps: int,
     chunks: int | None = None,
     threads: int | None = None,
     compiled: bool = True,
-    **how: Any,
 ) -> Callable[[Any, Task], np.ndarray]:
-    """:func:`adaptation_scores` as a function of (params, task), over threads (see parallel.py)."""
-
-    def scores(params: Any, task: Task) -> Array:
-        return adaptation_scores(loss, score, params, task, steps=steps, **how)
-
+    """A function like ``scores``, (params, task) -> (len(steps), T), in chunks over threads (see
+    parallel.py)."""
     of_chunks = parallel.over_tasks(scores, chunks=chunks, threads=threads, compiled=compiled)
 
     def of_all(params: Any, task: Task) -> np.ndarray:
@@ -84,7 +79,7 @@ def scorer(
 
 
 def rows(setting: str, method: str, scores: np.ndarray) -> list[Row]:
-    """One row for every number of steps; ``scores`` is (steps + 1, tasks)."""
+    """One row for every number of steps, from 0; ``scores`` is (steps + 1, tasks)."""
     out = []
     for steps, values in enumerate(scores.astype(np.float64)):
         with np.errstate(over="ignore", invalid="ignore"):
@@ -115,7 +110,8 @@ def as_table(table: list[Row], columns: list[str], *, percent: bool = False) -> 
     """One line for every number of steps, one column for every method, for a terminal."""
     scale, digits = (100, 1) if percent else (1, 3)
     found = {(r.steps, r.method): r for r in table}
-    lines = [f"{'steps':>5}" + "".join(f"{name:>20}" for name in columns)]
+    widths = {name: max(20, len(name) + 3) for name in columns}
+    lines = [f"{'steps':>5}" + "".join(f"{name:>{widths[name]}}" for name in columns)]
     for steps in sorted({r.steps for r in table}):
         line = f"{steps:>5}"
         for name in columns:
@@ -123,7 +119,7 @@ def as_table(table: list[Row], columns: list[str], *, percent: bool = False) -> 
             text = "" if row is None else f"{_number(row.mean * scale, digits)}"
             if row is not None and row.tasks > 1:
                 text += f" +- {_number(row.ci95 * scale, digits)}"
-            line += f"{text:>20}"
+            line += f"{text:>{widths[name]}}"
         lines.append(line)
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ import numpy as np
 from .. import losses, nn, optim, parallel, plots
 from ..autodiff import grad
 from ..compile import compile
+from ..learner import Learner
 from ..runs import Run
 from ..tasks import Batch, Task, counted_rng
 from ..tasks.sinusoid import Sinusoids, sine
@@ -23,7 +24,7 @@ PAPER = {
     "paper MAML": {1: 0.67, 5: 0.38, 10: 0.35},
     "paper pretrained": {1: 2.41, 5: 2.23, 10: 2.19},
 }
-STEPS = 10
+STEPS = range(11)
 TEST_SHOTS = (5, 10, 20)
 TEST_QUERIES = 100
 FINE_TUNING_LRS = (0.02, 0.01, 0.005, 0.002, 0.001, 0.0005)
@@ -92,6 +93,10 @@ def loss(params: Any, batch: Batch) -> Any:
     return losses.mse(NETWORK.apply(params, batch.x), batch.y, reduction="mean")
 
 
+def _error(params: Any, task: Task) -> Any:
+    return loss(params, task.query)
+
+
 def _initial_weights(config: Config, stream: int) -> Any:
     weights = nn.fan_in if config.init == "fan-in" else nn.truncated_normal(0.01)
     sizes = (3 if stream == 2 else 1, 40, 40, 1)
@@ -111,7 +116,7 @@ def _validation_tasks(config: Config, waves: Sinusoids) -> Task:
 
 def _scores(params: Any, task: Task, lr: float) -> np.ndarray:
     """Errors after 0..10 steps, (11, tasks), run once: eagerly."""
-    return adaptation_scores(loss, loss, params, task, steps=STEPS, inner_lr=lr).numpy()
+    return adaptation_scores(loss, _error, params, task, steps=STEPS, inner_lr=lr).numpy()
 
 
 def _tuned_lr(params: Any, validation: Task) -> float:
@@ -143,15 +148,20 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
     """Meta-train, with the baselines beside; ends with pictures in the run's folder."""
     optimizer, plain = optim.adam(config.meta_lr), optim.adam(1e-3)
     validation = _validation_tasks(config, waves)
-    how: dict[str, Any] = {"inner_lr": config.inner_lr, "chunks": 1, "compiled": not config.eager}
+    how: dict[str, Any] = {"chunks": 1, "compiled": not config.eager}
     meta_step = parallel.meta_step(
         loss,
         optimizer=optimizer,
+        inner_lr=config.inner_lr,
         inner_steps=config.inner_steps,
         first_order=config.first_order,
         **how,
     )
-    scores = scorer(loss, loss, steps=STEPS, **how)
+
+    def errors(params: Any, task: Task) -> Any:
+        return adaptation_scores(loss, _error, params, task, steps=STEPS, inner_lr=config.inner_lr)
+
+    scores = scorer(errors, **how)
     pretrain, train_oracle = (_regression_step(network, plain) for network in (NETWORK, ORACLE))
     if not config.eager:
         pretrain, train_oracle = compile(pretrain), compile(train_oracle)
@@ -233,7 +243,7 @@ def evaluate(
         told = _told(task.query, amplitude, phase)
         prediction = ORACLE.apply(state["oracle"]["params"], told.x)
         error = losses.mse(prediction, told.y, reduction="mean").numpy()
-        here += rows(setting, "oracle", np.repeat(error[None], STEPS + 1, axis=0))
+        here += rows(setting, "oracle", np.repeat(error[None], len(STEPS), axis=0))
         columns = [*methods, "oracle"]
         if shots == 5:
             columns += PAPER
@@ -244,7 +254,7 @@ def evaluate(
             ]
         diverged = [r.diverged for r in here if r.method == "MAML"][-1]
         parts.append(
-            f"\n{setting}, {tasks} tasks, {diverged} of them diverged within {STEPS} steps"
+            f"\n{setting}, {tasks} tasks, {diverged} of them diverged within {STEPS[-1]} steps"
         )
         parts.append(as_table(here, columns))
         table += here
@@ -265,7 +275,7 @@ def _draw_fits(waves: Sinusoids, methods: dict[str, Any], path: Path) -> None:
     curves = {
         name: adaptation_scores(
             loss,
-            lambda params, batch: NETWORK.apply(params, batch.x),
+            lambda params, task: NETWORK.apply(params, task.query.x),
             params,
             task,
             steps=STEPS,
@@ -275,3 +285,21 @@ def _draw_fits(waves: Sinusoids, methods: dict[str, Any], path: Path) -> None:
         if name != "random init"
     }
     plots.sine_fits(path, task, curves)
+
+
+def theta(state: Any) -> Any:
+    """The meta-learned parameters of a run's state."""
+    return state["maml"]["params"]
+
+
+def learner(config: Config, params: Any, about: dict[str, Any] | None = None) -> Learner:
+    """theta of a run, ready for points of one's own."""
+    return Learner(
+        network=NETWORK,
+        loss=loss,
+        params=params,
+        inner_lr=config.inner_lr,
+        inner_steps=config.inner_steps,
+        input_shape=(1,),
+        about=about or {},
+    )

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-STREAMS = ("init", "train", "validation", "test")
+STREAMS = ("init", "train", "validation", "test", "cosine")
 
 
 class Batch(NamedTuple):

@@ -1,62 +1,102 @@
 """N-way K-shot classification tasks, drawn from images sorted by class."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mamlnp.errors import DataError, ShapeError
 from mamlnp.tasks import Batch, Task
-
-
-def _draw(
-    pool_size: int, num: int, shape: tuple[int, ...], rng: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """``num`` different numbers below ``pool_size``, in random order, ``shape`` times over."""
-    pool = np.broadcast_to(np.arange(pool_size), (*shape, pool_size))
-    return rng.permuted(pool, axis=-1)[..., :num]
+from mamlnp.tasks.images import ImageFile
 
 
 @dataclass(frozen=True, eq=False)
 class ClassImages:
     """The images of some classes, and the sampler of tasks among them.
 
+    Class c's images are rows ``first[c]`` to ``first[c] + counts[c]`` of ``images``, so classes may
+    differ in size, and training, validation and test classes share one array without a copy.
+
     Args:
-        images: uint8 (classes, images per class, height, width, channels).
+        images: uint8 (N, height, width, channels), in memory or on disk.
         names: the name of each class.
+        first: int (classes,), each class's first row.
+        counts: int (classes,), how many images each class has.
         rotations: whether each class of each task is turned by a random multiple of 90 degrees,
-            which makes four classes of every one. Such images are square, and held four times.
+            which makes four classes of every one. Such images are square.
 
     Raises:
         ShapeError: where these do not fit together.
 
-    >>> data = ClassImages(np.zeros((10, 20, 28, 28, 1), np.uint8), tuple("abcdefghij"))
+    >>> images = np.zeros((5, 28, 28, 1), np.uint8)
+    >>> data = ClassImages(images, ("cat", "dog"), first=np.array([0, 2]), counts=np.array([2, 3]))
     >>> rng = np.random.default_rng(0)
-    >>> task = data.sample(4, num_ways=5, num_shots=2, num_queries=3, rng=rng)
-    >>> task.support.x.shape, task.query.x.shape
-    ((4, 10, 28, 28, 1), (4, 15, 28, 28, 1))
-    >>> task.support.y[0]
-    array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    >>> task = data.sample(4, num_ways=2, num_shots=1, num_queries=1, rng=rng)
+    >>> task.support.x.shape, task.support.y[0]
+    ((4, 2, 28, 28, 1), array([0, 1]))
     """
 
-    images: npt.NDArray[np.uint8]
+    images: npt.NDArray[np.uint8] | ImageFile
     names: tuple[str, ...]
+    first: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
     rotations: bool = False
 
     def __post_init__(self) -> None:
         shape = self.images.shape
-        if self.images.dtype != np.uint8 or len(shape) != 5 or len(self.names) != shape[0]:
+        if self.images.dtype != np.uint8 or len(shape) != 4:
             raise ShapeError(
-                f"ClassImages: images are {self.images.dtype}{list(shape)} and there are "
-                f"{len(self.names)} names. Give uint8[classes, images, height, width, channels] "
-                "and one name a class."
+                f"ClassImages: images are {self.images.dtype}{list(shape)}. "
+                "Give uint8[images, height, width, channels]."
             )
-        if self.rotations and shape[2] != shape[3]:
+        classes = (len(self.names),)
+        if self.first.shape != classes or self.counts.shape != classes:
             raise ShapeError(
-                f"ClassImages: rotations=True, but images are {shape[2]} high and {shape[3]} wide. "
+                f"ClassImages: there are {len(self.names)} names, but first is "
+                f"{list(self.first.shape)} and counts {list(self.counts.shape)}. "
+                "Give one of each a class."
+            )
+        ends = self.first + self.counts
+        if any(self.first < 0) or any(self.counts < 0) or any(ends > shape[0]):
+            raise ShapeError(
+                f"ClassImages: first {self.first.min()} and first + counts {ends.max()} at most, "
+                f"but there are {shape[0]} images. Give rows that are there."
+            )
+        if self.rotations and shape[1] != shape[2]:
+            raise ShapeError(
+                f"ClassImages: rotations=True, but images are {shape[1]} high and {shape[2]} wide. "
                 "Give square images or rotations=False."
             )
+
+    @classmethod
+    def stacked(
+        cls, images: npt.NDArray[np.uint8], names: tuple[str, ...], rotations: bool = False
+    ) -> ClassImages:
+        """Classes of equally many images, uint8 (classes, per class, height, width, channels).
+
+        Raises:
+            ShapeError: where images are not that, or there is not one name a class.
+
+        >>> data = ClassImages.stacked(np.zeros((10, 20, 28, 28, 1), np.uint8), tuple("abcdefghij"))
+        >>> data.images.shape, data.first[:3], data.counts[:3]
+        ((200, 28, 28, 1), array([ 0, 20, 40]), array([20, 20, 20]))
+        """
+        if images.ndim != 5:
+            raise ShapeError(
+                f"ClassImages.stacked: images are {images.dtype}{list(images.shape)}. "
+                "Give uint8[classes, images, height, width, channels]."
+            )
+        num_classes, per_class = images.shape[:2]
+        return cls(
+            images.reshape(-1, *images.shape[2:]),
+            names,
+            first=per_class * np.arange(num_classes),
+            counts=np.full(num_classes, per_class),
+            rotations=rotations,
+        )
 
     def sample(
         self,
@@ -81,35 +121,107 @@ class ClassImages:
         Raises:
             DataError: where more classes or images are asked for than there are.
         """
-        num_classes, per_class = self.images.shape[:2]
+        classes = self.sample_classes(num_tasks, num_ways=num_ways, rng=rng)
+        return self.sample_images(
+            classes, num_shots=num_shots, num_queries=num_queries, rng=rng, dtype=dtype
+        )
+
+    def sample_classes(
+        self, num_tasks: int, *, num_ways: int, rng: np.random.Generator
+    ) -> npt.NDArray[np.int64]:
+        """Draw the classes of each task, (T, ways): the first half of :meth:`sample`.
+
+        Raises:
+            DataError: where more classes are asked for than there are.
+        """
+        num_classes = len(self.names)
         if not 1 <= num_ways <= num_classes:
             raise DataError(
                 f"sample: num_ways is {num_ways} but there are {num_classes} classes. "
                 f"Ask for 1 to {num_classes}."
             )
-        if num_shots < 1 or num_queries < 0 or num_shots + num_queries > per_class:
+        return _shuffled(num_classes, (num_tasks,), rng)[:, :num_ways]
+
+    def sample_images(
+        self,
+        classes: npt.NDArray[np.int64],
+        *,
+        num_shots: int,
+        num_queries: int,
+        rng: np.random.Generator,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> Task:
+        """Draw the images of tasks whose classes, (T, ways), are given: the rest of :meth:`sample`.
+
+        Raises:
+            DataError: where more images are asked for than some class has.
+        """
+        num_tasks, num_ways = classes.shape
+        num = num_shots + num_queries
+        smallest = int(self.counts.argmin())
+        if num_shots < 1 or num_queries < 0 or num > self.counts[smallest]:
             raise DataError(
                 f"sample: num_shots {num_shots} + num_queries {num_queries} images of a class, but "
-                f"each has {per_class}. Ask for at least 1 shot and at most {per_class} in all."
+                f"{self.names[smallest]} has {self.counts[smallest]}. "
+                f"Ask for at least 1 shot and at most {self.counts[smallest]} in all."
             )
-        classes = _draw(num_classes, num_ways, (num_tasks,), rng)[:, :, None]
-        images = _draw(per_class, num_shots + num_queries, (num_tasks, num_ways), rng)
+        # Shuffled alike for all classes; a class skips the numbers it has no image for.
+        images = _shuffled(int(self.counts.max()), (num_tasks, num_ways), rng)
+        missing = images >= self.counts[classes][..., None]
+        kept = np.argsort(missing, axis=-1, kind="stable")[..., :num]
+        rows = self.first[classes][..., None] + np.take_along_axis(images, kept, axis=-1)
+        shape = self.images.shape[1:]
+        x = self.images[rows.reshape(-1)].reshape(num_tasks, num_ways, num, *shape)
         if self.rotations:
-            # The turned copies lie one after the other, each of them num_classes long.
-            classes = classes + num_classes * rng.integers(4, size=classes.shape)
-        rows = classes * per_class + images
-        pool = self._turned if self.rotations else self.images
-        pool = pool.reshape(-1, *pool.shape[-3:])
+            x = _turned(x, rng.integers(4, size=(num_tasks, num_ways)))
 
-        def batch(rows: npt.NDArray[np.int64]) -> Batch:
-            x = pool.take(rows.reshape(num_tasks, -1), axis=0).astype(dtype)
-            x /= 255
-            y = np.repeat(np.arange(num_ways), rows.shape[-1])
+        def batch(x: npt.NDArray[np.uint8]) -> Batch:
+            y = np.repeat(np.arange(num_ways), x.shape[2])
+            x = _scaled(x, dtype).reshape(num_tasks, -1, *shape)
             return Batch(x, np.tile(y, (num_tasks, 1)))
 
-        return Task(batch(rows[..., :num_shots]), batch(rows[..., num_shots:]))
+        return Task(batch(x[:, :, :num_shots]), batch(x[:, :, num_shots:]))
 
-    @cached_property
-    def _turned(self) -> npt.NDArray[np.uint8]:
-        """The images turned by 0, 90, 180 and 270 degrees: (4, *images.shape)."""
-        return np.stack([np.rot90(self.images, turns, axes=(2, 3)) for turns in range(4)])
+    @property
+    def num_labels(self) -> int:
+        """How many classes there are to tell apart, turned ones by themselves."""
+        return len(self.names) * (4 if self.rotations else 1)
+
+    def sample_labelled(
+        self,
+        num_groups: int,
+        size: int,
+        *,
+        rng: np.random.Generator,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> Batch:
+        """Draw images for learning all classes at once, as a baseline of MAML does.
+
+        Returns:
+            x of shape (num_groups, size, height, width, channels) in [0, 1], y int64
+            (num_groups, size) in [0, num_labels), class by class drawn evenly.
+        """
+        labels = rng.integers(self.num_labels, size=(num_groups, size))
+        turns, classes = np.divmod(labels, len(self.names))
+        rows = self.first[classes] + rng.integers(self.counts[classes])
+        x = self.images[rows.reshape(-1)].reshape(*labels.shape, *self.images.shape[1:])
+        return Batch(_scaled(_turned(x, turns), dtype), labels)
+
+
+def _shuffled(num: int, shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """The numbers below ``num`` in random order, ``shape`` times over: (*shape, num)."""
+    return rng.permuted(np.broadcast_to(np.arange(num), (*shape, num)), axis=-1)
+
+
+def _turned(x: npt.NDArray[np.uint8], turns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Turn images by so many quarters, in place; ``turns`` has the first axes of ``x``."""
+    for turn in (1, 2, 3):
+        chosen = turns == turn
+        x[chosen] = np.rot90(x[chosen], turn, axes=(-3, -2))
+    return x
+
+
+def _scaled(x: npt.NDArray[np.uint8], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    scaled = x.astype(dtype)
+    scaled /= 255
+    return scaled

@@ -18,6 +18,7 @@ from PIL import Image
 
 from mamlnp.errors import DataError
 from mamlnp.tasks.fewshot import ClassImages
+from mamlnp.tasks.images import is_hidden
 from mamlnp.tasks.splits import random_split, vinyals_split
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
@@ -58,8 +59,8 @@ def load_omniglot(
         rotations: whether tasks turn each class by a multiple of 90 degrees.
 
     Returns:
-        Classes named ``part/alphabet/character``, in sorted order, images uint8
-        (classes, 20, 28, 28, 1).
+        Classes named ``part/alphabet/character``, in sorted order, of 20 images each; all share
+        one array of images, uint8 (32460, 28, 28, 1).
 
     Raises:
         DataError: where files are missing, damaged or foreign, or the split does not fit them.
@@ -77,8 +78,16 @@ def load_omniglot(
         chosen = vinyals_split(names)
     else:
         chosen = random_split(names, seed=split_seed, sizes=split_sizes)
+    per_class = images.shape[1]
+    shared = images.reshape(-1, *SIZE, 1)
     return {
-        key: ClassImages(images[indices], tuple(names[i] for i in indices), rotations)
+        key: ClassImages(
+            shared,
+            tuple(names[i] for i in indices),
+            first=per_class * indices,
+            counts=np.full(len(indices), per_class),
+            rotations=rotations,
+        )
         for key, indices in chosen.items()
     }
 
@@ -173,8 +182,7 @@ def _read_folder(source: Path) -> dict[str, bytes]:
 
 def _is_wanted(path: str) -> bool:
     """Whether a path is a folder or an image, and not something an operating system left."""
-    left = any(name.startswith(".") or name == "__MACOSX" for name in path.split("/"))
-    return path.lower().endswith(("/", ".png")) and not left
+    return path.lower().endswith(("/", ".png")) and not is_hidden(path)
 
 
 def _images(characters: dict[str, list[tuple[str, bytes]]], resize: str) -> npt.NDArray[np.uint8]:

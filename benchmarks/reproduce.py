@@ -1,0 +1,298 @@
+"""Train and score the rows of a named table, and write it: JSON, curves, and Markdown.
+
+    python benchmarks/reproduce.py omniglot --data DIR
+    python benchmarks/reproduce.py grocery84 --data DIR --only maml-5w1s
+
+Each row is `mamlnp train` and `mamlnp evaluate` with the options below, in a run folder of its own
+under --runs. What is done already is kept, what was interrupted goes on, and the table is written
+anew after every row: benchmarks/results/TABLE.json with everything, TABLE.md for the README,
+TABLE.png with the learning curves.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from matplotlib.figure import Figure
+
+from mamlnp.errors import DataError
+from mamlnp.runs import CONFIG, EVALUATION, METRICS, atomic_write, open_run
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Attributes:
+        name: of its run folders, with the seed after it.
+        label: what a reader calls it.
+        train: after `mamlnp train`.
+        evaluate: after `mamlnp evaluate RUN`.
+        seeds: one run each.
+        paper: what the paper reports.
+        others: what other implementations report.
+    """
+
+    name: str
+    label: str
+    train: str
+    evaluate: str = ""
+    seeds: tuple[int, ...] = (0,)
+    paper: str = ""
+    others: str = ""
+
+
+TABLES: dict[str, list[Row]] = {
+    "omniglot": [
+        Row(
+            "conv-5w1s",
+            "conv4, 5-way 1-shot",
+            "omniglot --preset today-5w1s --meta-iterations 20000 --validate-every 500",
+            "--baselines",
+            seeds=(0, 1),
+            paper="98.7 ± 0.4",
+            others="98.1 to 99.6",
+        ),
+        Row(
+            "conv-5w1s-first-order",
+            "the same, first order",
+            "omniglot --preset today-5w1s-first-order --meta-iterations 20000 --validate-every 500",
+            others="95.5 to 97.1",
+        ),
+        Row(
+            "mlp-5w1s",
+            "MLP, 5-way 1-shot",
+            "omniglot --preset today-5w1s-mlp --meta-iterations 20000 --validate-every 500",
+            seeds=(0, 1),
+            paper="89.7 ± 1.1",
+            others="88.9",
+        ),
+        Row(
+            "conv-5w5s",
+            "conv4, 5-way 5-shot",
+            "omniglot --preset today-5w5s --meta-iterations 8000",
+            paper="99.9 ± 0.1",
+            others="99.8 to 99.9",
+        ),
+        Row(
+            "conv-20w1s",
+            "conv4, 20-way 1-shot",
+            "omniglot --preset today-20w1s --meta-iterations 5000",
+            paper="95.8 ± 0.3",
+            others="91.6",
+        ),
+    ],
+    "grocery84": [
+        Row(
+            "maml-5w1s",
+            "MAML, 5-way 1-shot",
+            "miniimagenet --preset today-5w1s --meta-iterations 2000",
+            "--baselines",
+        ),
+        Row(
+            "pretrained-5w1s",
+            "pretrained, 5-way 1-shot",
+            "miniimagenet --preset today-5w1s --baseline pretrained --meta-iterations 2000",
+        ),
+        Row(
+            "maml-5w5s",
+            "MAML, 5-way 5-shot",
+            "miniimagenet --preset today-5w5s --meta-iterations 2000",
+            "--baselines",
+        ),
+        Row(
+            "pretrained-5w5s",
+            "pretrained, 5-way 5-shot",
+            "miniimagenet --preset today-5w5s --baseline pretrained --meta-iterations 2000",
+        ),
+    ],
+    "miniimagenet": [
+        Row(
+            f"{style}-5w{shots}s{order}",
+            f"{style}, 5-way {shots}-shot{', first order' if order else ''}",
+            f"miniimagenet --preset {style}-5w{shots}s{order}",
+            paper=paper,
+            others=others,
+        )
+        for style in ("paper", "today")
+        for shots, order, paper, others in (
+            (1, "", "48.70 ± 1.84", "46.4 to 48.3"),
+            (1, "-first-order", "48.07 ± 1.75", "46.4 to 49.8"),
+            (5, "", "63.11 ± 0.92", "61.0 to 65.4"),
+            (5, "-first-order", "63.15 ± 0.91", "63.3 to 64.2"),
+        )
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train and score the rows of a table, and write it.
+
+    Attributes:
+        table: omniglot, grocery84 or miniimagenet.
+        data: folder with its images; else the environment variable MAMLNP_DATA.
+        runs: where the run folders are.
+        only: names of rows to do; all if not given.
+        write_only: train nothing: write the table of what is done.
+    """
+
+    table: tyro.conf.Positional[str]
+    data: Path | None = None
+    runs: Path = Path("runs")
+    only: tuple[str, ...] = ()
+    write_only: bool = False
+
+
+def main() -> None:
+    asked = tyro.cli(Options, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    if asked.table not in TABLES:
+        sys.exit(f"reproduce: there is no table {asked.table!r}. Pass one of: {', '.join(TABLES)}.")
+    table = TABLES[asked.table]
+    names = [row.name for row in table]
+    for name in asked.only:
+        if name not in names:
+            sys.exit(f"reproduce: --only {name!r} is no row. Pass some of: {', '.join(names)}.")
+    for row in table:
+        for seed in row.seeds:
+            if not asked.write_only and (not asked.only or row.name in asked.only):
+                work(row, seed, asked)
+                write(asked.table, asked.runs)
+    write(asked.table, asked.runs)
+
+
+def folder(runs: Path, table: str, row: Row, seed: int) -> Path:
+    return runs / table / f"{row.name}-{seed}"
+
+
+def work(row: Row, seed: int, asked: Options) -> None:
+    """Train and score one run, from where it was left."""
+    path = folder(asked.runs, asked.table, row, seed)
+    if not (path / CONFIG).exists():
+        data = ["--data", f"{asked.data}"] if asked.data else []
+        command("train", *row.train.split(), "--seed", f"{seed}", *data, "--out", f"{path}")
+    elif not finished(path):
+        command("train", open_run(path).experiment, "--resume", f"{path}")
+    if not (path / EVALUATION).exists():
+        command("evaluate", f"{path}", *row.evaluate.split())
+
+
+def finished(path: Path) -> bool:
+    run = open_run(path)
+    try:
+        return bool(run.load().iteration == run.config["meta_iterations"])
+    except DataError:
+        return False
+
+
+def command(*words: str) -> None:
+    print("mamlnp", *words, flush=True)
+    if subprocess.run([sys.executable, "-m", "mamlnp", *words], check=False).returncode:
+        sys.exit("reproduce: the command above failed. Mend it and run this again; it goes on.")
+
+
+def write(table: str, runs: Path) -> None:
+    """TABLE.json, TABLE.md, TABLE.png and the block of the README, from what is done."""
+    stored = RESULTS / f"{table}.json"
+    records = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
+    for row in TABLES[table]:
+        for seed in row.seeds:
+            path = folder(runs, table, row, seed)
+            if (path / EVALUATION).exists():
+                with (path / METRICS).open(encoding="utf-8", newline="") as file:
+                    curve = [
+                        [int(line["iteration"]), float(line["validation_accuracy"])]
+                        for line in csv.DictReader(file)
+                    ]
+                record = json.loads((path / EVALUATION).read_text(encoding="utf-8"))
+                records[path.name] = {**record, "validation_curve": curve}
+    text = markdown(table, records)
+    replace(stored, json.dumps(records, indent=None, separators=(",", ":")).replace("},", "},\n"))
+    replace(RESULTS / f"{table}.md", text)
+    draw(table, records)
+    readme = README.read_text(encoding="utf-8")
+    replace(README, included(readme, table, text))
+
+
+def included(document: str, table: str, text: str) -> str:
+    """A document with the table put between its markers, if it has them."""
+    begin, end = f"<!-- {table}.md -->", f"<!-- end of {table}.md -->"
+    block = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    return block.sub(lambda _: f"{begin}\n{text}{end}", document)
+
+
+def replace(path: Path, text: str) -> None:
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def markdown(table: str, records: dict[str, Any]) -> str:
+    """A line for every run: its accuracies at the number of steps it was validated with."""
+    lines = [
+        "| | seed | 1 query a class | 15 queries a class | steps | meta-iterations | training "
+        "| paper | other implementations |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    machines = set()
+    for row in TABLES[table]:
+        for seed in row.seeds:
+            record = records.get(f"{row.name}-{seed}")
+            if record is None:
+                continue
+            config, rows = record["config"], record["rows"]
+            machines.add(f"{record['versions']['cpu']}, {record['versions']['platform']}")
+            for method in dict.fromkeys(r["method"].rsplit(", ", 1)[0] for r in rows):
+                ours = method == "MAML" or config["baseline"]
+                shown = [
+                    accuracy(rows, method, queries, config["eval_steps"]) for queries in (1, 15)
+                ]
+                minutes = f"{record['wall_seconds'] / 60:.0f} min"
+                lines.append(
+                    f"| {row.label if ours else f'{method}, {row.label}'} | {seed} | "
+                    + " | ".join(shown)
+                    + f" | {config['eval_steps']} | "
+                    + (f"{config['meta_iterations']:,} | {minutes} | " if ours else " | | ")
+                    + (f"{row.paper} | {row.others} |" if ours else " | |")
+                )
+    return "\n".join(lines) + "\n"
+
+
+def accuracy(rows: list[dict[str, Any]], method: str, queries: int, steps: int) -> str:
+    for r in rows:
+        if r["method"] == f"{method}, {queries} q/class" and r["steps"] == steps:
+            return f"{100 * r['mean']:.1f} ± {100 * r['ci95']:.1f}"
+    return ""
+
+
+def draw(table: str, records: dict[str, Any]) -> None:
+    """Validation accuracy against meta-iterations, a line a run."""
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for name, record in records.items():
+        curve = record["validation_curve"]
+        axes.plot([n for n, _ in curve], [100 * a for _, a in curve], label=name, lw=1.2)
+    axes.set(
+        xlabel="meta-iterations",
+        ylabel="accuracy on validation classes, %",
+        title=f"{table}: learning curves, by row and seed",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    with atomic_write(RESULTS / f"{table}.png") as partial:
+        figure.savefig(partial)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,606 @@
+"""N-way K-shot classification of images (Finn et al. 2017, section 5.2), whatever the images.
+
+The experiments say where images come from (omniglot.py, miniimagenet.py, folder.py); what is done
+with them is here.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from .. import losses, maml, nn, optim, parallel, plots, tree
+from ..array import Array, array
+from ..backend import to_host
+from ..errors import DataError
+from ..learner import BATCH_NORM, BatchNorm, Classifier, query_logits
+from ..ops.shape import reshape
+from ..runs import CHECKPOINT, Run
+from ..tasks import Batch, Task, counted_rng
+from ..tasks.fewshot import ClassImages
+from . import loop
+from .scores import Row, adaptation_scores, as_table, rows, scorer
+
+Data = dict[str, ClassImages]
+
+CHUNK = 25  # tasks drawn at once in validation and test
+TEST_SEED = 2017
+TEST_STEPS = 10
+TEST_QUERIES = (1, 15)
+COSINE_TASKS = 8
+MLP = (256, 128, 64, 64)
+SGD_LR = 0.3  # on the mean over tasks of the mean loss; the paper gives none
+FINE_TUNING_LRS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run; the paper's but for what the preset says.
+
+    Attributes:
+        preset: decides the defaults of what follows. STYLE-NwKs with the style "paper" (the
+            authors' code) or "today" (what reaches its accuracies soonest), N ways, K shots; then
+            -mlp for the network without convolution, -first-order, -sgd for the paper's plain
+            meta-update: today-5w1s, paper-20w5s, paper-5w1s-mlp-first-order ...
+        baseline: train a baseline instead of MAML: "pretrained" is one network that learns all
+            training classes at once, on as many images, and is fine-tuned on each task.
+        data: folder with the images; else the environment variable MAMLNP_DATA.
+        num_ways: classes a task.
+        num_shots: support images a class.
+        num_queries: query images a class, in training and validation.
+        network: "conv4", or "mlp", which is 256-128-64-64.
+        filters: of each of the four convolutions.
+        head_std: standard deviation of the last layer's first weights; Glorot's uniform ones if
+            not given.
+        gamma: whether batch norm has a scale.
+        adapt_norm: whether the inner loop adapts batch norm's beta (and gamma) too.
+        loss: cross-entropy as the "mean" over a set's images, or as the "sum/shots", the authors'
+            sum over them divided by num_shots, for which alpha is num_ways times smaller.
+        inner_lr: alpha.
+        inner_steps: in training.
+        eval_steps: after which validation and the reported accuracy are taken.
+        first_order: leave out the second derivatives.
+        meta_iterations: outer steps.
+        meta_batch_size: tasks an outer step.
+        meta_optimizer: of the outer loop: "adam", the code's, or "sgd", the paper's text.
+        meta_lr: its step size, on the sum over tasks.
+        meta_lr_decay: "cosine" to 0 over the meta-iterations, or "none".
+        clip: bound on every element of the meta-gradient, averaged over tasks.
+        validate_every: meta-iterations from one validation (and checkpoint) to the next.
+        validation_tasks: how many; the kept parameters are the most accurate on them.
+        chunks: into how many parts a meta-batch is split for the threads; one a task if not
+            given. It decides the last bits of the result; the number of threads does not.
+        threads: how many run at once; as many as there are cores if not given.
+        eager: run every operation as it comes, instead of compiling the meta-step.
+        seed: of everything random.
+    """
+
+    preset: str = "today-5w1s"
+    baseline: Literal["pretrained"] | None = None
+    data: Path | None = None
+    num_ways: int = 5
+    num_shots: int = 1
+    num_queries: int = 1
+    network: Literal["conv4", "mlp"] = "conv4"
+    filters: int = 64
+    head_std: float | None = 0.1
+    gamma: bool = True
+    adapt_norm: bool = True
+    loss: Literal["mean", "sum/shots"] = "mean"
+    inner_lr: float = 2.0
+    inner_steps: int = 1
+    eval_steps: int = 3
+    first_order: bool = False
+    meta_iterations: int = 60_000
+    meta_batch_size: int = 32
+    meta_optimizer: Literal["adam", "sgd"] = "adam"
+    meta_lr: float = 3e-3
+    meta_lr_decay: Literal["cosine", "none"] = "cosine"
+    clip: float | None = None
+    validate_every: int = 250
+    validation_tasks: int = 600
+    chunks: int | None = None
+    threads: int | None = None
+    eager: bool = False
+    seed: int = 0
+
+    # What an experiment says of its images.
+    pool: ClassVar[bool] = True
+    inverted: ClassVar[bool] = False
+    paper: ClassVar[Mapping[tuple[str, int, int], str]] = {}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels that the network takes."""
+        raise NotImplementedError
+
+    @property
+    def split_name(self) -> str:
+        """Which classes are trained on and tested on, for the log."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """What a reader of the log has to know."""
+        norm = "beta and gamma" if self.gamma else "beta"
+        scale = self.num_ways if self.loss == "mean" else 1 / self.num_ways
+        other = "the paper's sum over images / shots" if self.loss == "mean" else "a mean"
+        facts: dict[str, Any] = {
+            "preset": self.preset,
+            "tasks": f"{self.num_ways} ways, {self.num_shots} shots, in training "
+            f"{self.num_queries} queries a class; {self.meta_batch_size} tasks a meta-iteration",
+            "network": self.network
+            + (f", {self.filters} filters" if self.network == "conv4" else f" {MLP}"),
+            "meta-gradient": "first order" if self.first_order else "second order",
+            "inner loop": f"alpha {self.inner_lr:g}, {self.inner_steps} steps in training, "
+            f"{self.eval_steps} in validation",
+            "loss": f"cross-entropy, {self.loss} over images (alpha {self.inner_lr:g} on it is "
+            f"{self.inner_lr / scale:g} on {other}), summed over tasks",
+            "batch norm": "transductive in training (always the batch's own statistics), "
+            f"{norm} {'adapted' if self.adapt_norm else 'not adapted'} in the inner loop",
+            "meta-update": f"{self.meta_optimizer}, meta learning rate {self.meta_lr:g}, decay "
+            f"{self.meta_lr_decay}, meta-gradient "
+            + (f"clipped to +-{self.clip:g}" if self.clip else "not clipped"),
+            "split": self.split_name,
+            "seed": self.seed,
+        }
+        if self.baseline:
+            facts["meta-gradient"] = f"none: baseline {self.baseline}, plain gradients"
+            facts["inner loop"] = f"none in training; fine-tuned for {self.eval_steps} steps"
+        return facts
+
+
+def presets(
+    styles: Mapping[str, tuple[Any, Mapping[str, Any]]],
+    settings: Mapping[str, Mapping[str, Any]],
+    *,
+    networks: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Every preset of an experiment: STYLE-NwKs, then a network's ending, -first-order, -sgd.
+
+    Args:
+        styles: for each style a Config, and what it decides whatever the setting.
+        settings: for "5w1s" and the like, what it decides, with alpha for the loss "sum/shots".
+        networks: for the ending of each network, what it decides; "" is the usual one.
+    """
+    found = {}
+    for (style, (config, fixed)), (setting, values), network, order, update in itertools.product(
+        styles.items(),
+        settings.items(),
+        (networks or {"": {}}).items(),
+        (("", {}), ("-first-order", {"first_order": True})),
+        ("", "-sgd"),
+    ):
+        name = f"{style}-{setting}{network[0]}{order[0]}{update}"
+        new = replace(config, preset=name, **values, **network[1], **order[1])
+        summed = 1.0
+        if new.loss == "mean":
+            new = replace(new, inner_lr=new.inner_lr * new.num_ways)
+        else:
+            summed = new.num_ways * new.num_queries / new.num_shots  # as large as a mean
+        new = replace(new, **fixed)
+        if update:
+            lr = SGD_LR / (new.meta_batch_size * summed)
+            new = replace(new, meta_optimizer="sgd", meta_lr=lr)
+        found[name] = new
+    return found
+
+
+def checked(config: Config, data: Data) -> Data:
+    """The data, if tasks can be drawn from every split of it.
+
+    Raises:
+        DataError: there are too few classes, or too few images of one.
+    """
+    for split, images in data.items():
+        images.sample(
+            1,
+            num_ways=config.num_ways,
+            num_shots=config.num_shots,
+            num_queries=1 if split == "test" else config.num_queries,
+            rng=counted_rng(config.seed, "init"),
+        )
+    return data
+
+
+def network(config: Config, outputs: int) -> nn.Network:
+    """The paper's network with so many outputs, for the experiment's images."""
+    height, width, channels = config.image_shape
+    if config.network == "mlp":
+        inputs = height * width * channels
+        vectors = nn.mlp((inputs, *MLP, outputs), norm=True, gamma=config.gamma)
+        return nn.Network(
+            vectors.init,
+            lambda params, x, **how: vectors.apply(
+                params, reshape(x, (*x.shape[:-3], inputs)), **how
+            ),
+        )
+    return nn.conv4(
+        outputs,
+        channels=channels,
+        filters=config.filters,
+        image_size=height,
+        pool=config.pool,
+        gamma=config.gamma,
+        head=nn.xavier if config.head_std is None else nn.normal(config.head_std),
+    )
+
+
+def inner_lr(config: Config, params: Any) -> Any:
+    """alpha for every leaf: 0 for batch norm's if it is not adapted."""
+    if config.adapt_norm:
+        return config.inner_lr
+    return {
+        layer: {name: 0 if name in ("beta", "gamma") else config.inner_lr for name in leaves}
+        for layer, leaves in params.items()
+    }
+
+
+def task_loss(config: Config, net: nn.Network) -> maml.Loss:
+    """The loss of each task, (params, batch) -> (T,)."""
+
+    def loss(params: Any, batch: Batch) -> Array:
+        logits = net.apply(params, batch.x)
+        if config.loss == "mean":
+            return losses.cross_entropy(logits, batch.y, reduction="mean")
+        return losses.cross_entropy(logits, batch.y, reduction="sum") / config.num_shots
+
+    return loss
+
+
+def _accuracy(net: nn.Network, batch_norm: BatchNorm) -> Callable[[Any, Task], Array]:
+    return lambda params, task: losses.accuracy(
+        query_logits(net, params, task, batch_norm), task.query.y
+    )
+
+
+def _chunks(
+    config: Config, images: ClassImages, tasks: int, num_queries: int, stream: str, seed: int
+) -> Iterator[Task]:
+    for n in range(math.ceil(tasks / CHUNK)):
+        yield images.sample(
+            min(CHUNK, tasks - n * CHUNK),
+            num_ways=config.num_ways,
+            num_shots=config.num_shots,
+            num_queries=num_queries,
+            rng=counted_rng(seed, stream, n),
+        )
+
+
+def _validation(config: Config, data: Data) -> Iterator[Task]:
+    tasks, queries = config.validation_tasks, config.num_queries
+    return _chunks(config, data["validation"], tasks, queries, "validation", config.seed)
+
+
+Accuracies = Callable[[Any, Iterable[Task]], np.ndarray]
+"""Of (params, meta-batches of tasks): accuracies, (numbers of steps, tasks)."""
+
+
+def _accuracies(config: Config, scores: Callable[[Any, Task], Array]) -> Accuracies:
+    of_tasks = scorer(
+        scores,
+        chunks=1 if config.eager else None,
+        threads=config.threads,
+        compiled=not config.eager,
+    )
+    return lambda params, batches: np.concatenate([of_tasks(params, b) for b in batches], axis=1)
+
+
+def maml_accuracies(config: Config, steps: Collection[int], batch_norm: BatchNorm) -> Accuracies:
+    """Accuracies of adapting theta by the inner loop, after each of some numbers of steps."""
+    net = network(config, config.num_ways)
+    loss, accuracy = task_loss(config, net), _accuracy(net, batch_norm)
+
+    def scores(params: Any, task: Task) -> Array:
+        rate = inner_lr(config, params)
+        return adaptation_scores(loss, accuracy, params, task, steps=steps, inner_lr=rate)
+
+    return _accuracies(config, scores)
+
+
+# ---- training
+
+
+def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None:
+    """Meta-train on the training classes, or train a baseline there; ends with pictures."""
+    rate: Any = config.meta_lr
+    if config.meta_lr_decay == "cosine":
+        rate = optim.cosine(config.meta_lr, config.meta_iterations)
+    optimizer = optim.adam(rate) if config.meta_optimizer == "adam" else optim.sgd(rate)
+    if config.clip:
+        optimizer = optim.clipped(optimizer, config.clip * config.meta_batch_size)
+    outputs = config.num_ways if not config.baseline else data["train"].num_labels
+    net = network(config, outputs)
+    loss, first = task_loss(config, net), net.init(rng=counted_rng(config.seed, "init"))
+    over_threads: dict[str, Any] = {"threads": config.threads, "compiled": not config.eager}
+    meta_step = parallel.meta_step(
+        loss,
+        optimizer=optimizer,
+        chunks=1 if config.eager else config.chunks,
+        inner_lr=inner_lr(config, first),
+        inner_steps=0 if config.baseline else config.inner_steps,
+        first_order=config.first_order,
+        **over_threads,
+    )
+    gradients = [
+        parallel.meta_gradient(
+            loss,
+            inner_lr=inner_lr(config, first),
+            inner_steps=config.inner_steps,
+            first_order=first_order,
+            **over_threads,
+        )
+        for first_order in (True, False)
+    ]
+    if config.baseline:
+        tuned = Tuned("head", FINE_TUNING_LRS[len(FINE_TUNING_LRS) // 2])
+        accuracies = fine_tuning_accuracies(config, tuned, (config.eval_steps,), "transductive")
+    else:
+        accuracies = maml_accuracies(config, (config.eval_steps,), "transductive")
+
+    def sample(stream: str, n: int, tasks: int) -> Task:
+        return data["train"].sample(
+            tasks,
+            num_ways=config.num_ways,
+            num_shots=config.num_shots,
+            num_queries=config.num_queries,
+            rng=counted_rng(config.seed, stream, n),
+        )
+
+    def init() -> dict[str, Any]:
+        return {"params": first, "opt": optimizer.init(first)}
+
+    def step(state: dict[str, Any], n: int) -> tuple[dict[str, Any], float]:
+        if config.baseline:
+            size = config.num_ways * (config.num_shots + config.num_queries)
+            rng = counted_rng(config.seed, "train", n)
+            batch = data["train"].sample_labelled(config.meta_batch_size, size, rng=rng)
+            task = Task(batch, batch)
+        else:
+            task = sample("train", n, config.meta_batch_size)
+        params, opt, query_losses = meta_step(state["params"], state["opt"], task)
+        return {"params": params, "opt": opt}, float(query_losses.numpy().mean())
+
+    def validate(state: dict[str, Any]) -> tuple[float, dict[str, float]]:
+        params = state["params"]
+        scores = accuracies(_for_tasks(config, params), _validation(config, data))
+        (row,) = rows("validation", "MAML", scores)
+        shown = {"validation_accuracy": row.mean, "validation_ci95": row.ci95}
+        if not config.baseline:
+            task = sample("cosine", 0, min(COSINE_TASKS, config.meta_batch_size))
+            shown |= compare_gradients(*(gradient(params, task)[1] for gradient in gradients))
+        return -row.mean, shown
+
+    loop.train(run, config, init=init, step=step, validate=validate, resume=resume)
+    plots.classification_curve(run)
+    plots.gradient_cosine(run)
+
+
+def compare_gradients(first_order: Any, second_order: Any) -> dict[str, float]:
+    """The cosine between two gradients, and the ratio of their lengths."""
+    a, b = (
+        np.concatenate([to_host(g.value).ravel().astype(np.float64) for g in tree.leaves(grads)])
+        for grads in (first_order, second_order)
+    )
+    lengths = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    return {
+        "gradient_cosine": float(a @ b) / (lengths[0] * lengths[1]) if all(lengths) else math.nan,
+        "gradient_ratio": lengths[0] / lengths[1] if lengths[1] else math.nan,
+    }
+
+
+# ---- baselines
+
+
+class Tuned(NamedTuple):
+    """How a network is fine-tuned.
+
+    Attributes:
+        part: "all" of it, or only its "head".
+        lr: step size, on the mean cross-entropy.
+    """
+
+    part: Literal["all", "head"]
+    lr: float
+
+
+def _head(params: Any) -> str:
+    return list(params)[-1]
+
+
+def _for_tasks(config: Config, params: Any) -> Any:
+    """A baseline's features under a new last layer, of zeros, for the classes of a task."""
+    if not config.baseline:
+        return params
+    old = params[_head(params)]
+    new = {
+        "w": np.zeros((old["w"].shape[0], config.num_ways), old["w"].dtype),
+        "b": np.zeros(config.num_ways, old["b"].dtype),
+    }
+    return {**params, _head(params): tree.map(array, new)}
+
+
+def fine_tuning_accuracies(
+    config: Config, tuned: Tuned, steps: Collection[int], batch_norm: BatchNorm
+) -> Accuracies:
+    """Accuracies of fine-tuning params by gradient descent on the support set."""
+    at = _fine_tuning(config, tuned.part, steps, batch_norm)
+    return lambda params, batches: at((params, array(np.float32(tuned.lr))), batches)
+
+
+def _fine_tuning(
+    config: Config, part: str, steps: Collection[int], batch_norm: BatchNorm
+) -> Accuracies:
+    """The same of (params, lr): the step size is data, so that one plan serves all."""
+    net = network(config, config.num_ways)
+    loss, accuracy = task_loss(replace(config, loss="mean"), net), _accuracy(net, batch_norm)
+
+    def scores(params_and_lr: Any, task: Task) -> Array:
+        params, lr = params_and_lr
+        rate = {name: lr if part == "all" or name == _head(params) else 0 for name in params}
+        return adaptation_scores(loss, accuracy, params, task, steps=steps, inner_lr=rate)
+
+    return _accuracies(config, scores)
+
+
+def tune(config: Config, params: Any, data: Data) -> Tuned:
+    """What is fine-tuned, and by which step size: the most accurate on the validation tasks."""
+    found = {}
+    for part in ("all", "head"):
+        accuracies = _fine_tuning(config, part, (config.eval_steps,), "transductive")
+        for lr in FINE_TUNING_LRS:
+            at = params, array(np.float32(lr))
+            found[Tuned(part, lr)] = accuracies(at, _validation(config, data)).mean()
+    return max(found, key=found.__getitem__)
+
+
+def nearest_neighbour(metric: str, task: Task) -> np.ndarray:
+    """The share of queries whose nearest support image, pixel by pixel, is of their class: (T,).
+
+    Args:
+        metric: "euclidean" or "cosine".
+        task: images, (T, N, H, W, C).
+    """
+    support, query = (batch.x.reshape(*batch.x.shape[:2], -1).astype(np.float32) for batch in task)
+    lengths = [np.linalg.norm(x, axis=-1) for x in (support, query)]
+    products = query @ support.swapaxes(-1, -2)
+    if metric == "cosine":
+        distances = -products / np.maximum(lengths[1][..., None] * lengths[0][:, None], 1e-12)
+    else:
+        distances = lengths[0][:, None] ** 2 - 2 * products
+    nearest = np.take_along_axis(task.support.y, distances.argmin(-1), axis=-1)
+    return (nearest == task.query.y).mean(-1)
+
+
+def _nearest_accuracies(metric: str, batches: Iterable[Task]) -> np.ndarray:
+    return np.concatenate([nearest_neighbour(metric, task) for task in batches])
+
+
+# ---- test
+
+
+def evaluate(
+    config: Config,
+    run: Run,
+    data: Data,
+    *,
+    tasks: int = 600,
+    batch_norm: BatchNorm = "transductive",
+    baselines: bool = False,
+) -> tuple[list[Row], str]:
+    """Accuracy on held-out classes after 0, 1, ..., 10 steps, with 1 and with 15 queries a class.
+
+    The test tasks are the same for every run of a split. Leaves two pictures in the run's folder.
+
+    Args:
+        tasks: how many test tasks.
+        batch_norm: whose statistics normalise the queries.
+        baselines: also fine-tuning from random weights, and the nearest neighbour on pixels, both
+            tuned on the validation tasks.
+
+    Returns:
+        The rows, and a table as text.
+    """
+    if batch_norm == "per-query" and config.network == "mlp":
+        raise DataError(
+            "--batch-norm: per-query has no statistics in a network of vectors, one a query. "
+            "Use transductive or support."
+        )
+    state, about = loop.best_state(run)
+    params = _for_tasks(config, state["params"])
+    expected = network(config, config.num_ways).init(rng=counted_rng(0, "init"))
+    loop.check_fits(run.path / CHECKPOINT, params, expected)
+    steps = range(max(TEST_STEPS, config.eval_steps) + 1)
+    parts = [about]
+    methods: dict[str, Callable[[Iterable[Task]], np.ndarray]] = {}
+    if not config.baseline:
+        methods["MAML"] = functools.partial(maml_accuracies(config, steps, batch_norm), params)
+    fine_tuned: dict[str, Any] = {config.baseline: params} if config.baseline else {}
+    if baselines:
+        first = network(config, config.num_ways).init(rng=counted_rng(config.seed, "init"))
+        fine_tuned["random init"] = first
+    for name, theta in fine_tuned.items():
+        tuned = tune(config, theta, data)
+        parts.append(f"{name}: fine-tunes {tuned.part}, step size {tuned.lr:g}: best in validation")
+        scores = fine_tuning_accuracies(config, tuned, steps, batch_norm)
+        methods[name] = functools.partial(scores, theta)
+    if baselines:
+        found = {
+            metric: _nearest_accuracies(metric, _validation(config, data)).mean()
+            for metric in ("euclidean", "cosine")
+        }
+        metric = max(found, key=found.__getitem__)
+        parts.append(f"nearest neighbour: {metric} distance of pixels, best in validation")
+        methods["nearest neighbour"] = lambda batches: np.repeat(
+            _nearest_accuracies(metric, batches)[None], len(steps), axis=0
+        )
+
+    test, name = data["test"], f"{run.experiment} {config.num_ways}-way {config.num_shots}-shot"
+    largest = int(test.counts.min()) - config.num_shots
+    table = [
+        row
+        for queries in sorted({min(wanted, largest) for wanted in TEST_QUERIES})
+        for method, accuracies in methods.items()
+        for row in rows(
+            name,
+            f"{method}, {queries} q/class",
+            accuracies(_chunks(config, test, tasks, queries, "test", TEST_SEED + queries)),
+        )
+    ]
+    note = f"split {config.split_name}; batch norm {batch_norm}: {BATCH_NORM[batch_norm]}"
+    columns = list(dict.fromkeys(row.method for row in table))
+    parts += [
+        f"{name}: accuracy in %, 95 % interval over {tasks} tasks of {len(test.names)} held-out "
+        f"classes; {note}",
+        as_table(table, columns, percent=True),
+    ]
+    printed = config.paper.get((config.network, config.num_ways, config.num_shots), "not given")
+    parts.append(f"paper: {printed}")
+    if not config.baseline:
+        shown = run.path / "accuracy.png", run.path / "episode.png"
+        plots.accuracy_against_steps(shown[0], table, chance=1 / config.num_ways, note=note)
+        _draw_episode(config, test, learner(config, params), batch_norm, shown[1])
+        parts.append(f"pictures: {shown[0]}, {shown[1]}")
+    return table, "\n".join(parts)
+
+
+def _draw_episode(
+    config: Config, test: ClassImages, model: Classifier, batch_norm: BatchNorm, path: Path
+) -> None:
+    rng = counted_rng(TEST_SEED, "test")
+    queries = min(5, int(test.counts.min()) - config.num_shots)
+    classes = test.sample_classes(1, num_ways=config.num_ways, rng=rng)
+    episode = test.sample_images(classes, num_shots=config.num_shots, num_queries=queries, rng=rng)
+    task = tree.map(lambda leaf: leaf[0], episode)
+    adapted = model.adapt(task.support.x, task.support.y)
+    probabilities = adapted.predict(task.query.x, batch_norm=batch_norm)
+    names = [test.names[c] for c in classes[0]]
+    title = f"An episode of classes never trained on, after {model.inner_steps} gradient steps"
+    plots.episode(path, task, probabilities, names, title=title)
+
+
+def theta(state: Any) -> Any:
+    """The meta-learned parameters of a run's state."""
+    return state["params"]
+
+
+def learner(config: Config, params: Any, about: dict[str, Any] | None = None) -> Classifier:
+    """theta of a run, ready for images of one's own."""
+    net = network(config, config.num_ways)
+    return Classifier(
+        network=net,
+        loss=task_loss(config, net),
+        params=params,
+        inner_lr=inner_lr(config, params),
+        inner_steps=config.eval_steps,
+        input_shape=config.image_shape,
+        about=about or {},
+        outputs=config.num_ways,
+        inverted=config.inverted,
+    )

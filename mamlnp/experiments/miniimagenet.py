@@ -1,0 +1,86 @@
+"""Few-shot classification of photographs (Finn et al. 2017, section 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..tasks.miniimagenet import load_miniimagenet
+from . import classification
+from .classification import (
+    Data,
+    evaluate as evaluate,
+    learner as learner,
+    theta as theta,
+    train as train,
+)
+
+
+@dataclass(frozen=True)
+class Config(classification.Config):
+    """Settings of a run; the paper's but for what the preset says.
+
+    Attributes:
+        data: folder with the images in one of the layouts of mini-ImageNet; else the environment
+            variable MAMLNP_DATA.
+    """
+
+    num_queries: int = 15
+    filters: int = 32
+    head_std: float | None = None
+    inner_lr: float = 0.02
+    inner_steps: int = 5
+    eval_steps: int = 10
+    meta_batch_size: int = 4
+    meta_lr: float = 1e-3
+
+    # Table 1 of the paper, on mini-ImageNet: test accuracy in percent.
+    paper: ClassVar[Mapping[tuple[str, int, int], str]] = {
+        ("conv4", 5, 1): "48.70 +- 1.84",
+        ("conv4", 5, 5): "63.11 +- 0.92",
+    }
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels that the network takes."""
+        return 84, 84, 3
+
+    @property
+    def split_name(self) -> str:
+        """Which classes are trained on and tested on."""
+        return "as the data come"
+
+
+SETTINGS = {
+    f"5w{shots}s": {
+        "num_ways": 5,
+        "num_shots": shots,
+        "num_queries": 15,
+        "inner_lr": 0.01,
+        "inner_steps": 5,
+        "eval_steps": 10,
+        "meta_batch_size": 4 if shots == 1 else 2,
+    }
+    for shots in (1, 5)
+}
+
+TODAY = {"inner_lr": Config.inner_lr}
+PRESETS: dict[str, Config] = classification.presets(
+    {
+        "today": (Config(), TODAY),
+        "paper": (
+            Config(
+                gamma=False, adapt_norm=False, loss="sum/shots", meta_lr_decay="none", clip=10.0
+            ),
+            {},
+        ),
+    },
+    SETTINGS,
+)
+
+
+def load(config: Config) -> Data:
+    """The photographs of the three splits."""
+    data = load_miniimagenet(config.data)
+    return classification.checked(config, data)

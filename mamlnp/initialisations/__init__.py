@@ -1,0 +1,104 @@
+"""Meta-learned parameters to start from: those that come with the package, and any run's.
+
+Those that come with it are the safetensors files beside this module: parameters, with the settings,
+the command and the scores of the run they are from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .. import tree
+from ..backend import to_host
+from ..errors import DataError
+from ..experiments import command, experiment
+from ..experiments.loop import best_state, check_fits, from_host
+from ..runs import (
+    CHECKPOINT,
+    EVALUATION,
+    Checkpoint,
+    Run,
+    config_as,
+    open_run,
+    read_checkpoint,
+    write_checkpoint,
+)
+from ..tasks import counted_rng
+
+HERE = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The initialisations that come with the package.
+
+    >>> "omniglot-5w1s" in names()
+    True
+    """
+    return sorted(path.stem for path in HERE.glob("*.safetensors"))
+
+
+def load(source: str | os.PathLike[str]) -> Any:
+    """A learner with meta-learned parameters, ready to adapt.
+
+    Args:
+        source: a name (see :func:`names`), a run's folder, or a file that `mamlnp export` wrote.
+
+    Returns:
+        A :class:`~mamlnp.learner.Learner`, for images a :class:`~mamlnp.learner.Classifier`.
+
+    Raises:
+        DataError: there is no such thing, it is damaged, or it is of another architecture than it
+            says.
+
+    >>> model = load("sine")
+    >>> model.adapt([[0.0], [1.0]], [[0.0], [0.8]]).predict([[0.5]]).shape
+    (1, 1)
+    """
+    path = Path(source)
+    if path.is_dir():
+        run = open_run(path)
+        params = experiment(run.experiment, path).theta(best_state(run).state)
+        return _learner(run.load()._replace(config=run.config), params, path / CHECKPOINT)
+    file = HERE / f"{source}.safetensors" if os.fspath(source) in names() else path
+    if not file.is_file():
+        raise DataError(
+            f"{source}: is neither a run's folder, nor an exported file, nor one of the "
+            f"initialisations that come with mamlnp: {', '.join(names())}."
+        )
+    saved = read_checkpoint(file)
+    return _learner(saved, from_host(saved.arrays["params"]), file)
+
+
+def _learner(saved: Checkpoint, params: Any, where: Path) -> Any:
+    module = experiment(saved.experiment, where)
+    config = config_as(module.Config, saved.config, os.fspath(where), saved.versions)
+    about = {"experiment": saved.experiment, "settings": saved.config, **saved.meta}
+    learner = module.learner(config, params, about)
+    check_fits(where, params, learner.network.init(rng=counted_rng(0, "init")))
+    return learner
+
+
+def export(run: Run, file: Path) -> None:
+    """Write a run's best parameters by themselves, for others to :func:`load`.
+
+    Beside them go the settings, the command, and the scores of the run's last evaluation.
+
+    Raises:
+        DataError: the run was not evaluated yet, or a file is damaged or cannot be written.
+    """
+    scores = run.path / EVALUATION
+    if not scores.exists():
+        raise DataError(f"{run.path}: was not scored yet. Do so with: mamlnp evaluate {run.path}")
+    saved, settings = run.load(), {k: v for k, v in run.config.items() if k != "data"}
+    params = experiment(run.experiment, run.path).theta(best_state(run).state)
+    meta = {
+        "command": command(run),
+        "best": saved.meta["best"],
+        "wall_seconds": saved.meta["wall_seconds"],
+        "scores": json.loads(scores.read_text(encoding="utf-8"))["rows"],
+    }
+    arrays = {"params": tree.map(lambda leaf: to_host(leaf.value), params)}
+    write_checkpoint(file, saved._replace(config=settings, arrays=arrays, meta=meta))

@@ -1,0 +1,160 @@
+"""A network with meta-learned parameters, ready to adapt to a task of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from . import maml, nn, tree
+from .array import Array
+from .errors import ShapeError
+from .op import as_array
+from .ops.reduce import softmax
+from .ops.shape import concatenate
+from .tasks import Batch, Task
+
+BatchNorm = Literal["transductive", "support", "per-query"]
+BATCH_NORM: dict[str, str] = {
+    "transductive": "the statistics of all queries together",
+    "support": "the statistics of the support set",
+    "per-query": "the statistics of each query image by itself",
+}
+
+
+def query_logits(net: nn.Network, params: Any, task: Task, batch_norm: BatchNorm) -> Array:
+    """The network's outputs for the query set, (T, N, classes).
+
+    Args:
+        net: a network with batch norm.
+        params: each task's own, or shared.
+        task: its query labels are not used.
+        batch_norm: whose statistics normalise the queries: "transductive": all queries', as in the
+            paper's code, so that a query's class depends on the other queries; "support": the
+            support set's; "per-query": each query image's own.
+    """
+    if batch_norm == "transductive":
+        return net.apply(params, task.query.x)
+    if batch_norm == "per-query":
+        return net.apply(params, task.query.x, statistics="image")
+    if batch_norm != "support":
+        raise ValueError(
+            f"query_logits: batch_norm is {batch_norm!r}. Use one of {', '.join(BATCH_NORM)}."
+        )
+    shots = task.support.x.shape[1]
+    both = concatenate([as_array(task.support.x), as_array(task.query.x)], axis=1)
+    return net.apply(params, both, statistics=shots)[:, shots:]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """theta, and how to adapt it.
+
+    Attributes:
+        network: what theta parametrises.
+        loss: what the inner loop descends, (params, batch) -> (T,).
+        params: theta, or theta' once adapted; no task axis.
+        inner_lr: alpha, for every leaf.
+        inner_steps: how many an adaptation takes if it is not told.
+        input_shape: of one example.
+        about: where it comes from: experiment, settings, scores.
+    """
+
+    network: nn.Network
+    loss: maml.Loss
+    params: Any
+    inner_lr: Any
+    inner_steps: int
+    input_shape: tuple[int, ...]
+    about: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def inputs(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Examples as the network takes them, float32 (N, *input_shape).
+
+        Raises:
+            ShapeError: they are of another shape, or there are none.
+        """
+        x = np.asarray(x, np.float32)
+        if x.shape[1:] != self.input_shape or not len(x):
+            wanted = ", ".join(map(str, ("N", *self.input_shape)))
+            raise ShapeError(
+                f"inputs: have shape {list(x.shape)}, not ({wanted}) with N > 0. "
+                "Pass the examples one after the other."
+            )
+        return x
+
+    def adapt(self, x: npt.ArrayLike, y: npt.ArrayLike, *, inner_steps: int | None = None) -> Any:
+        """theta' from the support examples: Algorithm 1, line 6, as often as ``inner_steps``.
+
+        Args:
+            x: (N, *input_shape).
+            y: (N, outputs), or (N,) class numbers from 0.
+            inner_steps: ``self.inner_steps`` if not given.
+        """
+        y = np.asarray(y)
+        support = Batch(
+            self.inputs(x)[None], (y.astype(np.float32) if y.dtype.kind == "f" else y)[None]
+        )
+        steps = self.inner_steps if inner_steps is None else inner_steps
+        adapted = maml.adapt(
+            self.loss, self.params, support, inner_steps=steps, inner_lr=self.inner_lr
+        )
+        return replace(self, params=tree.map(lambda leaf: leaf[0], adapted))
+
+    def predict(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """The network's outputs, (N, outputs)."""
+        return self.network.apply(self.params, self.inputs(x)).numpy()
+
+
+@dataclass(frozen=True)
+class Classifier(Learner):
+    """A learner of classes of images.
+
+    Attributes:
+        outputs: how many classes it can tell apart.
+        inverted: whether the network wants ink bright on dark paper.
+        support: the images adapted to, for their statistics.
+        num_classes: how many classes they were of; the rest of the outputs is not looked at.
+    """
+
+    outputs: int = 0
+    inverted: bool = False
+    support: Any = field(default=None, repr=False)
+    num_classes: int | None = None
+
+    def inputs(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Images as the network takes them: uint8 as they are in files, or floats in [0, 1] as
+        :meth:`ClassImages.sample` gives them."""
+        x = np.asarray(x)
+        if x.dtype == np.uint8:
+            x = (255 - x if self.inverted else x).astype(np.float32) / 255
+        return super().inputs(x)
+
+    def adapt(self, x: npt.ArrayLike, y: npt.ArrayLike, *, inner_steps: int | None = None) -> Any:
+        """theta' from labelled images, (N, height, width, channels) and (N,) class numbers."""
+        adapted = super().adapt(x, y, inner_steps=inner_steps)
+        classes = int(np.max(y)) + 1
+        return replace(adapted, support=self.inputs(x), num_classes=classes)
+
+    def predict(
+        self, x: npt.ArrayLike, *, batch_norm: BatchNorm = "support"
+    ) -> npt.NDArray[np.float32]:
+        """The probability of each class for each image, (N, classes).
+
+        Args:
+            x: images, (N, height, width, channels).
+            batch_norm: whose statistics normalise them, see :func:`query_logits`. The accuracies
+                in tables are "transductive"; with "support" an image's class does not depend on
+                which others are asked about.
+
+        Raises:
+            ValueError: "support" before any :meth:`adapt`.
+        """
+        if self.support is None and batch_norm == "support":
+            raise ValueError("predict: nothing was adapted to yet. Call adapt(x, y) first.")
+        query, support = self.inputs(x)[None], self.support
+        task = Task(Batch(query if support is None else support[None], None), Batch(query, None))
+        logits = query_logits(self.network, self.params, task, batch_norm)
+        return softmax(logits[..., : self.num_classes], -1).numpy()[0]

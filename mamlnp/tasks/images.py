@@ -1,0 +1,353 @@
+"""Image files as arrays: decoded once, kept on disk, read from there row by row."""
+
+import hashlib
+import io
+import os
+import tempfile
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+import pooch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from mamlnp.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+MAX_PIXELS = 64_000_000  # of one image; a few bytes of file can claim any number
+MAX_BYTES = 100_000_000  # of one image's file; likewise in a zip
+BATCH = 256  # images decoded, then written, at a time
+WORTH_A_BAR = 3000  # images that take seconds to decode
+
+
+# One image
+
+
+def read_image(where: str, content: bytes, *, size: int, channels: int) -> npt.NDArray[np.uint8]:
+    """One image file's pixels, resized.
+
+    The orientation that cameras note is applied, transparency is put on white, and of an animation
+    the first picture is taken.
+
+    Args:
+        where: names the image in errors.
+        content: of a PNG, JPEG, BMP, GIF, WEBP or TIFF file.
+        size: height and width, in pixels; images are stretched to it.
+        channels: 3 for red, green, blue; 1 for grey.
+
+    Returns:
+        uint8 (size, size, channels).
+
+    Raises:
+        DataError: where the content is damaged, no image, or claims more than MAX_PIXELS.
+
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (40, 20), "red").save(file, "PNG")
+    >>> read_image("red.png", file.getvalue(), size=2, channels=3).tolist()
+    [[[255, 0, 0], [255, 0, 0]], [[255, 0, 0], [255, 0, 0]]]
+    """
+    with _no_warnings():
+        return _decode(where, content, size, channels)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Pillow warns of oddities in files it reads all the same; not for threads to enter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _decode(where: str, content: bytes, size: int, channels: int) -> npt.NDArray[np.uint8]:
+    if size < 1 or channels not in (1, 3):
+        raise ValueError(
+            f"read_image: size is {size} and channels {channels}. Use 1 pixel or more, 1 or 3."
+        )
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height <= MAX_PIXELS:
+                ImageOps.exif_transpose(image, in_place=True)
+                return resized(image, size, channels)
+            wrong = f"claims {width} x {height} pixels, more than {MAX_PIXELS}"
+    except Image.DecompressionBombError:  # Pillow's own limit, which is above ours
+        wrong = f"claims more than {MAX_PIXELS} pixels"
+    except UnidentifiedImageError:
+        wrong = f"is none of {', '.join(FORMATS)}"
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        wrong = f"is damaged or of a kind that cannot be read ({error})"
+    raise DataError(f"{where}: {wrong}. Replace the image or take it away.")
+
+
+def resized(image: Image.Image, size: int, channels: int) -> npt.NDArray[np.uint8]:
+    """A Pillow image as :func:`read_image` returns it."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        deep = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+    elif image.has_transparency_data:
+        paper = Image.new("RGBA", image.size, "white")
+        paper.alpha_composite(image.convert("RGBA"))
+        image = paper
+    # Pillow does not filter 1-bit and palette images: convert first.
+    image = image.convert({1: "L", 3: "RGB"}[channels])
+    image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.array(image).reshape(size, size, channels)
+
+
+# Where images lie
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image that has not been read yet.
+
+    Attributes:
+        where: names it in errors.
+        identity: another one when the image may have changed.
+        read: gives the file's content.
+    """
+
+    where: str
+    identity: str
+    read: Callable[[], bytes]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path is something an operating system left.
+
+    >>> is_hidden("cat/1.jpg"), is_hidden("cat/.DS_Store"), is_hidden("__MACOSX/cat/1.jpg")
+    (False, True, True)
+    """
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def images_in(folder: Path, *, below: bool = False) -> dict[str, Source]:
+    """The images in a folder, sorted, by their paths in it; ``below``: in its folders too.
+
+    Raises:
+        DataError: where an image is not there or larger than MAX_BYTES.
+    """
+    found = {}
+    for path in sorted(folder.glob("**/*" if below else "*")):
+        name = path.relative_to(folder).as_posix()
+        if _is_image(name) and not path.is_dir():
+            try:
+                stat = path.stat()
+            except OSError as error:
+                raise DataError(
+                    f"{path}: cannot be read ({error.strerror}). Replace it or take it away."
+                ) from error
+            _check_bytes(f"{path}", stat.st_size)
+            identity = f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+            found[name] = Source(f"{path}", identity, path.read_bytes)
+    return found
+
+
+@contextmanager
+def images_in_zip(path: Path) -> Iterator[dict[str, Source]]:
+    """The images in a zip file by their paths in it, to be read while the context lasts.
+
+    Nothing is extracted.
+
+    Raises:
+        DataError: where the file is damaged, or it holds an absolute path, one with ``..``, or an
+            image larger than MAX_BYTES.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # a damaged file makes zipfile raise nearly anything
+        raise DataError(f"{path}: not a whole zip file ({error}). Get it again.") from error
+    lock = threading.Lock()
+
+    def read(member: zipfile.ZipInfo) -> bytes:
+        with lock:
+            return archive.read(member)
+
+    with archive:
+        found = {}
+        for member in archive.infolist():
+            name = member.filename
+            windows = PureWindowsPath(name)  # takes both kinds of slash, and drives
+            if windows.anchor or ".." in windows.parts:
+                raise DataError(
+                    f"{path}: holds {name!r}, a path that leaves it. Get the file from elsewhere."
+                )
+            if _is_image(name):
+                where = f"{name} in {path}"
+                _check_bytes(where, member.file_size)
+                identity = f"{name} {member.CRC} {member.file_size}"
+                found[name] = Source(where, identity, partial(read, member))
+        yield found
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not is_hidden(name)
+
+
+def _check_bytes(where: str, num: int) -> None:
+    if num > MAX_BYTES:
+        raise DataError(f"{where}: has {num} bytes, more than {MAX_BYTES}. Make the image smaller.")
+
+
+# Many images
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """Images in a .npy file, read as they are asked for.
+
+    Attributes:
+        path: the file.
+        shape: (N, height, width, channels).
+
+    >>> path = getfixture("tmp_path") / "images.npy"
+    >>> np.save(path, np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1))
+    >>> ImageFile(path, (3, 2, 2, 1))[np.array([2, 0])][:, 0, 0, 0]
+    array([8, 0], dtype=uint8)
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8]:
+        """Of the pixels."""
+        return np.dtype(np.uint8)
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[np.uint8]:
+        # A mapping that stays open counts every page it ever touched as this process's memory.
+        try:
+            mapped = np.lib.format.open_memmap(self.path, mode="r")
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.path}: the decoded images are gone or damaged ({error}). "
+                "Start again to decode them anew."
+            ) from error
+        images = mapped[rows]
+        return np.array(images) if isinstance(images, np.memmap) else images
+
+
+Images = npt.NDArray[np.uint8] | ImageFile
+
+
+def decode(sources: Sequence[Source], *, size: int, channels: int) -> npt.NDArray[np.uint8]:
+    """Every image, uint8 (N, size, size, channels), in memory.
+
+    Raises:
+        DataError: where one cannot be read, see :func:`read_image`.
+    """
+    empty = np.empty((0, size, size, channels), np.uint8)
+    return np.concatenate([empty, *_batches(sources, size, channels)])
+
+
+def decode_once(sources: Sequence[Source], *, size: int, channels: int) -> Images:
+    """The same, kept in the user's cache folder: a second call decodes nothing.
+
+    Returns:
+        The file; where it cannot be written, the images in memory.
+
+    Raises:
+        DataError: where one cannot be read, see :func:`read_image`.
+    """
+    key = f"{size} {channels} {PIL.__version__}"
+    return keep(
+        "\n".join([key, *(source.identity for source in sources)]),
+        (len(sources), size, size, channels),
+        lambda: _batches(sources, size, channels),
+    )
+
+
+def keep(
+    identity: str, shape: tuple[int, ...], batches: Callable[[], Iterable[npt.NDArray[np.uint8]]]
+) -> Images:
+    """Images in the cache folder: written now, batch by batch, unless they are there.
+
+    Args:
+        identity: what they are, in any number of words; another one, another file.
+        shape: (N, height, width, channels).
+        batches: gives them, first to last.
+
+    Returns:
+        The file; where it cannot be written, the images in memory.
+    """
+    path = cache_path(identity, ".npy")
+    try:
+        if not _is_whole(path, shape):
+            with replacing(path) as written, written.open("wb") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for batch in batches():
+                    file.write(np.ascontiguousarray(batch).data)
+        return ImageFile(path, shape)
+    except OSError:  # no place to write to: slower next time, but no error
+        images = np.empty(shape, np.uint8)
+        done = 0
+        for batch in batches():
+            images[done : done + len(batch)] = batch
+            done += len(batch)
+        return images
+
+
+def cache_path(identity: str, suffix: str) -> Path:
+    """The place in the cache folder for what ``identity`` says, in any number of words."""
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
+    return Path(pooch.os_cache("mamlnp")) / f"images-{digest[:32]}{suffix}"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which then replaces ``path`` whole.
+
+    Processes that do so at once do not meet: the last one's file stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        yield written
+        with written.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(written, path)
+
+
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        mapped = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError):  # not there; or shorter than its header says
+        return False
+    return mapped.dtype == np.uint8 and mapped.shape == shape
+
+
+def _batches(
+    sources: Sequence[Source], size: int, channels: int
+) -> Iterator[npt.NDArray[np.uint8]]:
+    def pixels(source: Source) -> npt.NDArray[np.uint8]:
+        try:
+            content = source.read()
+        except Exception as error:  # a damaged zip makes zipfile raise nearly anything
+            raise DataError(
+                f"{source.where}: cannot be read ({error}). Replace the file."
+            ) from error
+        return _decode(source.where, content, size, channels)
+
+    num = len(sources)
+    bar = tqdm(total=num, desc="decoding", unit="image", leave=False, disable=num < WORTH_A_BAR)
+    with bar, ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow decodes without the GIL
+        for start in range(0, num, BATCH):
+            with _no_warnings():
+                images = list(threads.map(pixels, sources[start : start + BATCH]))
+            yield np.stack(images)
+            bar.update(len(images))

@@ -1,0 +1,73 @@
+"""The initialisations that come with the package: small, told apart, and as good as they say."""
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mamlnp import initialisations, load
+from mamlnp.experiments import EXPERIMENTS, sine
+from mamlnp.experiments.scores import adaptation_scores
+from mamlnp.tasks import Task, counted_rng
+from mamlnp.tasks.omniglot import load_omniglot
+
+DATA = os.environ.get("MAMLNP_DATA")
+
+
+def test_there_are_three_and_each_is_small() -> None:
+    assert initialisations.names() == ["omniglot-5w1s", "omniglot-5w1s-mlp", "sine"]
+    for name in initialisations.names():
+        assert (initialisations.HERE / f"{name}.safetensors").stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("name", initialisations.names())
+def test_each_says_where_it_is_from(name: str) -> None:
+    about = load(name).about
+    assert about["command"].startswith(f"mamlnp train {about['experiment']}")
+    assert "--seed" in about["command"] and "data" not in about["settings"]
+    assert {"mean", "ci95", "steps", "tasks"} <= set(about["scores"][0])
+    assert about["experiment"] in EXPERIMENTS
+
+
+def score(about: dict[str, Any], setting: str, method: str, steps: int) -> Any:
+    (row,) = (
+        row
+        for row in about["scores"]
+        if (row["setting"], row["method"], row["steps"]) == (setting, method, steps)
+    )
+    return row
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_the_sine_is_as_good_as_it_says(steps: int) -> None:
+    model = load("sine")
+    task = sine.load(sine.Config()).sample(
+        200, num_shots=5, num_queries=100, rng=counted_rng(1, "test")
+    )
+    found = adaptation_scores(
+        model.loss,
+        lambda theta, task: model.loss(theta, task.query),
+        model.params,
+        task,
+        steps=(steps,),
+        inner_lr=model.inner_lr,
+    ).numpy()
+    said = score(model.about, "sine 5-shot", "MAML", steps)
+    assert abs(found.mean() - said["mean"]) < 3 * np.sqrt(3) * said["ci95"]
+
+
+@pytest.mark.skipif(DATA is None, reason="MAMLNP_DATA does not name a folder with Omniglot")
+@pytest.mark.parametrize("name", ["omniglot-5w1s", "omniglot-5w1s-mlp"])
+def test_omniglot_is_as_good_as_it_says(name: str) -> None:
+    model, tasks = load(name), 60
+    test = load_omniglot(DATA)["test"]
+    task = test.sample(tasks, num_ways=5, num_shots=1, num_queries=15, rng=counted_rng(1, "test"))
+    right = []
+    for t in range(tasks):
+        one: Task = Task(*(type(part)(part.x[t], part.y[t]) for part in task))
+        adapted = model.adapt(one.support.x, one.support.y)
+        found = adapted.predict(one.query.x, batch_norm="transductive")
+        right.append((found.argmax(-1) == one.query.y).mean())
+    said = score(model.about, "omniglot 5-way 1-shot", "MAML, 15 q/class", model.inner_steps)
+    assert abs(np.mean(right) - said["mean"]) < 3 * np.sqrt(10) * said["ci95"]
