@@ -54,7 +54,8 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a run's best parameters on test tasks; the rows go to evaluation.json in its folder.
+    """Score a run's best parameters on test tasks; the rows go to evaluation.json in its folder
+    (by other statistics than transductive ones: evaluation-support.json, -per-query.json).
 
     Attributes:
         run: the run's folder.
@@ -256,7 +257,10 @@ def _evaluate(asked: Evaluate) -> None:
         "wall_seconds": run.load().meta["wall_seconds"],
         "rows": as_records(table),
     }
-    for path in filter(None, (run.path / EVALUATION, asked.json)):
+    stored = run.path / EVALUATION
+    if asked.batch_norm not in (None, "transductive"):
+        stored = stored.with_stem(f"{stored.stem}-{asked.batch_norm}")
+    for path in filter(None, (stored, asked.json)):
         _write_json(path, record)
 
 

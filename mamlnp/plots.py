@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from .runs import METRICS, Run, atomic_write
 from .tasks import Task
@@ -45,6 +45,22 @@ def _plain(axes: Any) -> None:
 def _legend(figure: Figure, axes: Any, columns: int = 3) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _log(axes: Any, values: np.ndarray) -> None:
+    """A logarithmic axis for the values, if one of them is positive, with plain numbers on it."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    if len(positive):
+        few = positive.max() < 1e4 * positive.min()
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _setting(run: Run) -> str:
+    ways, shots = run.config.get("num_ways"), run.config.get("num_shots")
+    return f"{run.experiment} {ways}-way {shots}-shot" if ways else run.experiment
 
 
 def _metrics(run: Run) -> dict[str, np.ndarray]:
@@ -102,13 +118,14 @@ def classification_curve(run: Run) -> None:
     iterations = table["iteration"]
     accuracy, spread = 100 * table["validation_accuracy"], 100 * table["validation_ci95"]
     best = accuracy.argmax()
-    ways, shots, baseline = (run.config[k] for k in ("num_ways", "num_shots", "baseline"))
-    loss = "training loss" if baseline else "query loss on training\ntasks, after adaptation"
-    title = f"{run.experiment} {ways}-way {shots}-shot{f', {baseline}' if baseline else ''}"
+    title, loss = _setting(run), "query loss on training\ntasks, after adaptation"
+    if baseline := run.config.get("baseline"):
+        title, loss = f"{title}, {baseline}", "loss on training classes"
     with _over_training(run.path / "curve.png", table, f"{title}: learning curve") as (top, bottom):
-        top.plot(iterations, table["train_loss"], ".-", ms=3, color=COLOURS[0])
-        top.set(ylabel=loss, yscale="log")
-        bottom.plot(iterations, accuracy, ".-", ms=3, color=COLOURS[1])
+        _log(top, table["train_loss"])
+        top.plot(iterations, table["train_loss"], ".-", color=COLOURS[0])
+        top.set_ylabel(loss)
+        bottom.plot(iterations, accuracy, ".-", color=COLOURS[1])
         band = accuracy - spread, accuracy + spread
         bottom.fill_between(
             iterations, *band, color=COLOURS[1], alpha=0.2, lw=0, label="95 % interval over tasks"
@@ -132,31 +149,25 @@ def gradient_cosine(run: Run) -> None:
     """``cosine.png``: how the first-order meta-gradient differs from the second-order one, in
     direction and in length, against meta-iterations; nothing where that was not measured."""
     table = _metrics(run)
-    if not {"gradient_cosine", "gradient_ratio"} <= table.keys():
+    if not any(np.isfinite(table.get("gradient_cosine", ()))):
         return
-    title = f"{run.experiment}: the meta-gradient without second derivatives, against the full one"
+    cosine, ratio = table["gradient_cosine"], table["gradient_ratio"]
+    title = f"{_setting(run)}: the meta-gradient without second derivatives\n"
+    title += "(first order) against the full one (second order)"
     with _over_training(run.path / "cosine.png", table, title) as (top, bottom):
-        for axes, column in ((top, "gradient_cosine"), (bottom, "gradient_ratio")):
-            axes.plot(table["iteration"], table[column], ".-", ms=3, color=COLOURS[0])
-            axes.axhline(1, color=DARK, ls=":", lw=1.2)
-        top.axhline(0, color=GREY, ls=":", lw=1.2)
-        top.set_ylabel("cosine of the angle between the two")
-        bottom.set(ylabel="length: first order / second order", yscale="log")
+        _log(bottom, np.append(ratio, 1))
         for axes, y, text in (
-            (top, 1, "same direction"),
-            (top, 0, "at right angles"),
-            (bottom, 1, "same length"),
+            (top, 1, "same\ndirection"),
+            (top, 0, "at right\nangles"),
+            (bottom, 1, "same\nlength"),
         ):
-            axes.annotate(
-                text,
-                (1, y),
-                (-2, 2),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-                color=GREY,
-            )
+            axes.axhline(y, color=DARK, ls=":", lw=1.2)
+            at_right = axes.get_yaxis_transform()
+            axes.text(1.01, y, text, transform=at_right, va="center", fontsize=8, color=DARK)
+        for axes, values in ((top, cosine), (bottom, ratio)):
+            axes.plot(table["iteration"], values, ".-", color=COLOURS[0])
+        top.set_ylabel("cosine of the angle\nbetween the two")
+        bottom.set_ylabel("length of first order /\nlength of second order")
 
 
 def error_against_steps(path: Path, table: Sequence[Row]) -> None:
@@ -198,7 +209,7 @@ def accuracy_against_steps(path: Path, table: Sequence[Row], *, chance: float, n
         list(dict.fromkeys(name.partition(", ")[part] for name in methods)) for part in (0, 2)
     )
     last = max(row.steps for row in table)
-    labels = [(100 * chance, f"chance {100 * chance:.1f}", GREY)]
+    labels = [(100 * chance, f"chance {100 * chance:.1f}", DARK, ":")]
     with _figure(path, 8.4, 4.8) as figure:
         axes = figure.subplots()
         for name in methods:
@@ -211,22 +222,24 @@ def accuracy_against_steps(path: Path, table: Sequence[Row], *, chance: float, n
             spread = 100 * np.array([row.ci95 for row in chosen])
             axes.plot(steps, means, style, marker=".", ms=4, color=colour)
             axes.fill_between(steps, means - spread, means + spread, color=colour, alpha=0.2, lw=0)
-            labels.append((means[-1], f"{name}  {means[-1]:.1f} ± {spread[-1]:.1f}", colour))
-        axes.axhline(100 * chance, color=GREY, ls=":")
+            labels.append((means[-1], f"{name}  {means[-1]:.1f} ± {spread[-1]:.1f}", colour, style))
+        axes.axhline(100 * chance, color=DARK, ls=":")
         low, high = axes.get_ylim()
-        axes.set(xlim=(-0.15, last + 0.15), ylim=(low, min(101, high)))
+        high = min(101, high)
+        axes.set(xlim=(-0.15, last + 0.15), ylim=(low, high))
         labels.sort()
         places = _apart(np.array([y for y, *_ in labels]), 0.05 * (high - low), high)
-        for (y, text, colour), place in zip(labels, places, strict=True):
+        for (y, text, colour, style), place in zip(labels, places, strict=True):
+            line = {"arrowstyle": "-", "color": colour, "ls": style, "lw": 1.2, "relpos": (0, 0.5)}
             axes.annotate(
                 text,
                 (last, y),
-                (1.03 * last + 0.3, place),
-                color=colour,
+                (1.06 * last + 0.4, place),
+                color=DARK,
                 fontsize=9,
                 va="center",
                 annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6},
+                arrowprops=line,
             )
         axes.set(xlabel="gradient steps on the support images", ylabel="accuracy on queries (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -273,9 +286,8 @@ def episode(
     most = [min(SHOWN, int(np.bincount(rows, minlength=1).max())) for rows in rows_of]
 
     # In inches, from the top left corner.
-    side, pitches, gap, row_height, head = 0.9, (0.98, 1.36), 0.35, 1.4, 1.15
-    left = 1.75
-    starts = left, left + most[0] * pitches[0] + gap
+    side, pitches, gap, row_height, head = 0.9, (0.98, 1.42), 0.3, 1.45, 1.15
+    starts = 1.85, 1.85 + most[0] * pitches[0] + gap
     width = max(7.5, starts[1] + most[1] * pitches[1] + 0.1)
     height = head + row_height * len(names)
     with _figure(path, width, height) as figure:
@@ -293,7 +305,7 @@ def episode(
         summary = "query images stand in the row of the class predicted for them"
         if known:
             right = int((predicted == rows_of[1]).sum())
-            summary = f"✓ right, ✗ wrong: {right} of {len(query)} queries right"
+            summary = f"✓ right, ✗ wrong: {right} of {len(query)} query images right"
         write(0.15, 0.42, summary, 9, color=GREY)
         write(0.15, 0.82, "class", 9, color=DARK)
         write(starts[0], 0.82, "support images", 9, color=DARK)
@@ -302,7 +314,7 @@ def episode(
             y = head + row_height * c
             axes.axhline(y - 0.06, color=GREY, lw=0.4)
             found = [np.flatnonzero(rows == c) for rows in rows_of]
-            lines = [_short(part, 22) for part in name.split("/")[-2:]]
+            lines = [_short(part, 20) for part in name.split("/")[-2:]]
             write(0.15, y + 0.08, "/\n".join(lines), 9, color=DARK)
             counts = [
                 f"{SHOWN} of {len(those)} {what} shown"
@@ -320,7 +332,7 @@ def episode(
                 if known and predicted[n] == c:
                     caption, colour = f"✓ {caption}", RIGHT
                 elif known:
-                    caption, colour = f"✗ {caption}, true: {_label(name)}", WRONG
+                    caption, colour = f"✗ {caption}\ntrue: {_label(name)}", WRONG
                 write(x, y + side + 0.06, caption, 6.5, color=colour)
                 axes.add_patch(Rectangle((x, y), side, side, fill=False, color=colour, lw=2))
         axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
@@ -328,15 +340,16 @@ def episode(
 
 
 def _label(name: str) -> str:
-    """The last two parts of a class's name, the first shortened where both are long."""
+    """The last two parts of a class's name, in at most 22 characters."""
     *parents, last = name.split("/")[-2:]
-    return "/".join(
-        [_short(parent, max(6, 21 - len(last))) for parent in parents] + [_short(last, 21)]
-    )
+    last = _short(last, max(14, 21 - sum(map(len, parents))))
+    return "/".join([*(_short(parent, 21 - len(last)) for parent in parents), last])
 
 
 def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
+    """Both ends of what is too long."""
+    head = most // 2
+    return text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}"
 
 
 def sine_fits(path: Path, task: Task, curves: dict[str, np.ndarray]) -> None:

@@ -173,6 +173,9 @@ def test_the_best_parameters_are_kept_not_the_last(tmp_path: Path) -> None:
     def step(state: Any, n: int) -> tuple[Any, float]:
         return {"params": np.full(2, float(n))}, 1.0
 
+    def draw(n: int) -> int:
+        return n
+
     def validate(state: Any) -> tuple[float, dict[str, float]]:
         states.append(state)
         return next(scores), {}
@@ -180,7 +183,7 @@ def test_the_best_parameters_are_kept_not_the_last(tmp_path: Path) -> None:
     def init() -> Any:
         return {"params": np.zeros(2)}
 
-    loop.train(run, config, init=init, step=step, validate=validate)
+    loop.train(run, config, init=init, draw=draw, step=step, validate=validate)
     best, about = loop.best_state(run)
     assert "meta-iteration 20, best of 40" in about
     np.testing.assert_array_equal(best["params"].numpy(), states[1]["params"])

@@ -229,7 +229,7 @@ def test_the_cache_follows_the_content_and_the_resize(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "another shape"])
 def test_a_damaged_cache_is_written_anew(tmp_path, sealed, damage):
-    expected = load(write_zips(tmp_path)).images
+    expected = load(write_zips(tmp_path), rotations=False).images
     (cache,) = sealed.iterdir()
     content = cache.read_bytes()
     middle = len(content) // 2
@@ -238,7 +238,7 @@ def test_a_damaged_cache_is_written_anew(tmp_path, sealed, damage):
     else:
         flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         cache.write_bytes({"cut": content[:-99], "emptied": b"", "flipped": flipped}[damage])
-    np.testing.assert_array_equal(load(tmp_path).images, expected)
+    np.testing.assert_array_equal(load(tmp_path, rotations=False).images, expected)
     with np.load(cache) as arrays:
         np.testing.assert_array_equal(arrays["images"].reshape(expected.shape), expected)
     assert list(sealed.iterdir()) == [cache]

@@ -356,14 +356,15 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
     def init() -> dict[str, Any]:
         return {"params": first, "opt": optimizer.init(first)}
 
-    def step(state: dict[str, Any], n: int) -> tuple[dict[str, Any], float]:
-        if config.baseline:
-            size = config.num_ways * (config.num_shots + config.num_queries)
-            rng = counted_rng(config.seed, "train", n)
-            batch = data["train"].sample_labelled(config.meta_batch_size, size, rng=rng)
-            task = Task(batch, batch)
-        else:
-            task = sample("train", n, config.meta_batch_size)
+    def draw(n: int) -> Task:
+        if not config.baseline:
+            return sample("train", n, config.meta_batch_size)
+        size = config.num_ways * (config.num_shots + config.num_queries)
+        rng = counted_rng(config.seed, "train", n)
+        batch = data["train"].sample_labelled(config.meta_batch_size, size, rng=rng)
+        return Task(batch, batch)
+
+    def step(state: dict[str, Any], task: Task) -> tuple[dict[str, Any], float]:
         params, opt, query_losses = meta_step(state["params"], state["opt"], task)
         return {"params": params, "opt": opt}, float(query_losses.numpy().mean())
 
@@ -377,7 +378,7 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
             shown |= compare_gradients(*(gradient(params, task)[1] for gradient in gradients))
         return -row.mean, shown
 
-    loop.train(run, config, init=init, step=step, validate=validate, resume=resume)
+    loop.train(run, config, init=init, draw=draw, step=step, validate=validate, resume=resume)
     plots.classification_curve(run)
     plots.gradient_cosine(run)
 
@@ -563,7 +564,8 @@ def evaluate(
     printed = config.paper.get((config.network, config.num_ways, config.num_shots), "not given")
     parts.append(f"paper: {printed}")
     if not config.baseline:
-        shown = run.path / "accuracy.png", run.path / "episode.png"
+        kind = "" if batch_norm == "transductive" else f"-{batch_norm}"
+        shown = run.path / f"accuracy{kind}.png", run.path / f"episode{kind}.png"
         plots.accuracy_against_steps(shown[0], table, chance=1 / config.num_ways, note=note)
         _draw_episode(config, test, learner(config, params), batch_norm, shown[1])
         parts.append(f"pictures: {shown[0]}, {shown[1]}")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -58,21 +59,24 @@ def train(
     schedule: Schedule,
     *,
     init: Callable[[], Tree],
-    step: Callable[[Tree, int], tuple[Tree, float]],
+    draw: Callable[[int], Any],
+    step: Callable[[Tree, Any], tuple[Tree, float]],
     validate: Callable[[Tree], tuple[float, dict[str, float]]],
     resume: bool = False,
 ) -> None:
     """Run the meta-iterations of a run, from its checkpoint if ``resume``.
 
-    What a step draws it draws from its own number, so a resumed run is bit for bit the unbroken
-    one. The checkpoint holds the state and the best state so far by validation.
+    What a step takes is drawn from its own number, so a resumed run is bit for bit the unbroken
+    one, and it can be drawn while the step before runs. The checkpoint holds the state and the best
+    state so far by validation.
 
     Args:
         run: where config, metrics and checkpoint are.
         schedule: a Config: how many meta-iterations in all, and after how many each a row is logged
             and the checkpoint replaced.
         init: makes the first state, a nested dict of Arrays and numbers.
-        step: (state, n) -> (new state, training loss).
+        draw: n -> what step n takes; run ahead, on a thread of its own.
+        step: (state, what was drawn) -> (new state, training loss).
         validate: state -> (score, what to log); the lowest score is the best.
 
     Raises:
@@ -107,9 +111,17 @@ def train(
         wall = seconds + time.perf_counter() - began
         run.save(done, arrays, {"best": best, "wall_seconds": wall})
 
-    with _asked_to_stop() as asked, _progress(run, start, iterations) as bar:
+    with (
+        _asked_to_stop() as asked,
+        _progress(run, start, iterations) as bar,
+        ThreadPoolExecutor(1, thread_name_prefix="draw") as ahead,
+    ):
+        drawing = ahead.submit(draw, start)
         for n in range(start, iterations):
-            state, loss = step(state, n)
+            drawn = drawing.result()
+            if n + 1 < iterations:
+                drawing = ahead.submit(draw, n + 1)
+            state, loss = step(state, drawn)
             recent.append(loss)
             bar.update()
             done = n + 1

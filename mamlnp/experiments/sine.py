@@ -173,19 +173,24 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
             for name, theta in zip(("maml", "pretrained", "oracle"), thetas, strict=True)
         }
 
-    def step(state: dict[str, Any], n: int) -> tuple[dict[str, Any], float]:
+    def draw(n: int) -> Any:
         rng = counted_rng(config.seed, "train", n)
         amplitude, phase = waves.sample_parameters(config.meta_batch_size, rng=rng)
         task = waves.sample_points(
             amplitude, phase, num_shots=config.num_shots, num_queries=config.num_queries, rng=rng
         )
+        if n >= config.baseline_iterations:
+            return task, None, None
+        points = Batch(*(np.concatenate(pair, 1) for pair in zip(*task, strict=True)))
+        told = _told(points, amplitude, phase)
+        flat = Batch(points.x.reshape(-1, 1), points.y.reshape(-1, 1))
+        return task, flat, Batch(told.x.reshape(-1, 3), flat.y)
+
+    def step(state: dict[str, Any], drawn: Any) -> tuple[dict[str, Any], float]:
+        task, flat, flat_told = drawn
         params, opt, query_losses = meta_step(state["maml"]["params"], state["maml"]["opt"], task)
         state = {**state, "maml": {"params": params, "opt": opt}}
-        if n < config.baseline_iterations:
-            points = Batch(*(np.concatenate(pair, 1) for pair in zip(*task, strict=True)))
-            told = _told(points, amplitude, phase)
-            flat = Batch(points.x.reshape(-1, 1), points.y.reshape(-1, 1))
-            flat_told = Batch(told.x.reshape(-1, 3), flat.y)
+        if flat is not None:
             state["pretrained"] = pretrain(state["pretrained"], flat)
             state["oracle"] = train_oracle(state["oracle"], flat_told)
         return state, float(query_losses.numpy().mean())
@@ -196,7 +201,7 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
         score = float(means[[1, 5, 10]].mean())
         return score if np.isfinite(score) else float("inf"), shown
 
-    loop.train(run, config, init=init, step=step, validate=validate, resume=resume)
+    loop.train(run, config, init=init, draw=draw, step=step, validate=validate, resume=resume)
     plots.learning_curve(
         run, ["train_loss", "validation_1_steps", "validation_10_steps"], "mean squared error"
     )

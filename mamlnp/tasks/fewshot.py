@@ -21,12 +21,13 @@ class ClassImages:
     differ in size, and training, validation and test classes share one array without a copy.
 
     Args:
-        images: uint8 (N, height, width, channels), in memory or on disk.
+        images: uint8 (N, height, width, channels), in memory or on disk; with rotations (4 N, ...),
+            as :func:`with_turns` gives them.
         names: the name of each class.
         first: int (classes,), each class's first row.
         counts: int (classes,), how many images each class has.
         rotations: whether each class of each task is turned by a random multiple of 90 degrees,
-            which makes four classes of every one. Such images are square.
+            which makes four classes of every one.
 
     Raises:
         ShapeError: where these do not fit together.
@@ -60,15 +61,10 @@ class ClassImages:
                 "Give one of each a class."
             )
         ends = self.first + self.counts
-        if any(self.first < 0) or any(self.counts < 0) or any(ends > shape[0]):
+        if any(self.first < 0) or any(self.counts < 0) or any(ends > self._per_turn):
             raise ShapeError(
                 f"ClassImages: first {self.first.min()} and first + counts {ends.max()} at most, "
-                f"but there are {shape[0]} images. Give rows that are there."
-            )
-        if self.rotations and shape[1] != shape[2]:
-            raise ShapeError(
-                f"ClassImages: rotations=True, but images are {shape[1]} high and {shape[2]} wide. "
-                "Give square images or rotations=False."
+                f"but there are {self._per_turn} images. Give rows that are there."
             )
 
     @classmethod
@@ -90,8 +86,9 @@ class ClassImages:
                 "Give uint8[classes, images, height, width, channels]."
             )
         num_classes, per_class = images.shape[:2]
+        flat = images.reshape(-1, *images.shape[2:])
         return cls(
-            images.reshape(-1, *images.shape[2:]),
+            with_turns(flat) if rotations else flat,
             names,
             first=per_class * np.arange(num_classes),
             counts=np.full(num_classes, per_class),
@@ -140,7 +137,7 @@ class ClassImages:
                 f"sample: num_ways is {num_ways} but there are {num_classes} classes. "
                 f"Ask for 1 to {num_classes}."
             )
-        return _shuffled(num_classes, (num_tasks,), rng)[:, :num_ways]
+        return _distinct(np.full(num_tasks, num_classes), num_ways, rng)
 
     def sample_images(
         self,
@@ -165,22 +162,16 @@ class ClassImages:
                 f"{self.names[smallest]} has {self.counts[smallest]}. "
                 f"Ask for at least 1 shot and at most {self.counts[smallest]} in all."
             )
-        # Shuffled alike for all classes; a class skips the numbers it has no image for.
-        images = _shuffled(int(self.counts.max()), (num_tasks, num_ways), rng)
-        missing = images >= self.counts[classes][..., None]
-        kept = np.argsort(missing, axis=-1, kind="stable")[..., :num]
-        rows = self.first[classes][..., None] + np.take_along_axis(images, kept, axis=-1)
-        shape = self.images.shape[1:]
-        x = self.images[rows.reshape(-1)].reshape(num_tasks, num_ways, num, *shape)
+        rows = self.first[classes][..., None] + _distinct(self.counts[classes], num, rng)
         if self.rotations:
-            x = _turned(x, rng.integers(4, size=(num_tasks, num_ways)))
+            rows += self._per_turn * rng.integers(4, size=(num_tasks, num_ways, 1))
 
-        def batch(x: npt.NDArray[np.uint8]) -> Batch:
-            y = np.repeat(np.arange(num_ways), x.shape[2])
-            x = _scaled(x, dtype).reshape(num_tasks, -1, *shape)
+        def batch(rows: npt.NDArray[np.int64]) -> Batch:
+            y = np.repeat(np.arange(num_ways), rows.shape[-1])
+            x = self._scaled(rows.reshape(num_tasks, -1), dtype)
             return Batch(x, np.tile(y, (num_tasks, 1)))
 
-        return Task(batch(x[:, :, :num_shots]), batch(x[:, :, num_shots:]))
+        return Task(batch(rows[..., :num_shots]), batch(rows[..., num_shots:]))
 
     @property
     def num_labels(self) -> int:
@@ -203,25 +194,46 @@ class ClassImages:
         """
         labels = rng.integers(self.num_labels, size=(num_groups, size))
         turns, classes = np.divmod(labels, len(self.names))
-        rows = self.first[classes] + rng.integers(self.counts[classes])
-        x = self.images[rows.reshape(-1)].reshape(*labels.shape, *self.images.shape[1:])
-        return Batch(_scaled(_turned(x, turns), dtype), labels)
+        rows = self.first[classes] + rng.integers(self.counts[classes]) + self._per_turn * turns
+        return Batch(self._scaled(rows, dtype), labels)
+
+    @property
+    def _per_turn(self) -> int:
+        """N: how many images there are, turned ones left out."""
+        return self.images.shape[0] // (4 if self.rotations else 1)
+
+    def _scaled(self, rows: npt.NDArray[np.int64], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """The images of these rows, in [0, 1]."""
+        x = self.images[rows.reshape(-1)].astype(dtype)
+        x /= 255
+        return x.reshape(*rows.shape, *self.images.shape[1:])
 
 
-def _shuffled(num: int, shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """The numbers below ``num`` in random order, ``shape`` times over: (*shape, num)."""
-    return rng.permuted(np.broadcast_to(np.arange(num), (*shape, num)), axis=-1)
+def with_turns(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Images (N, H, H, C), then all of them turned by 90, by 180 and by 270 degrees: (4 N, ...).
+
+    Raises:
+        ShapeError: where they are not square.
+    """
+    height, width = images.shape[1:3]
+    if height != width:
+        raise ShapeError(
+            f"with_turns: images are {height} high and {width} wide. Give square images."
+        )
+    return np.concatenate([np.rot90(images, turns, axes=(1, 2)) for turns in range(4)])
 
 
-def _turned(x: npt.NDArray[np.uint8], turns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Turn images by so many quarters, in place; ``turns`` has the first axes of ``x``."""
-    for turn in (1, 2, 3):
-        chosen = turns == turn
-        x[chosen] = np.rot90(x[chosen], turn, axes=(-3, -2))
-    return x
+def _distinct(
+    below: npt.NDArray[np.int64], num: int, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """``num`` different numbers below each of ``below``, in random order: (*below.shape, num).
 
-
-def _scaled(x: npt.NDArray[np.uint8], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    scaled = x.astype(dtype)
-    scaled /= 255
-    return scaled
+    Floyd's algorithm, whose work does not grow with ``below`` (Bentley & Floyd 1987).
+    """
+    chosen = np.empty((*below.shape, num), np.int64)
+    for i in range(num):
+        largest = below - num + i
+        drawn = rng.integers(largest + 1)
+        taken = (chosen[..., :i] == drawn[..., None]).any(axis=-1)
+        chosen[..., i] = np.where(taken, largest, drawn)
+    return rng.permuted(chosen, axis=-1)

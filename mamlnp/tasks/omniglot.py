@@ -17,7 +17,7 @@ import pooch
 from PIL import Image
 
 from mamlnp.errors import DataError
-from mamlnp.tasks.fewshot import ClassImages
+from mamlnp.tasks.fewshot import ClassImages, with_turns
 from mamlnp.tasks.images import is_hidden
 from mamlnp.tasks.splits import random_split, vinyals_split
 
@@ -80,6 +80,8 @@ def load_omniglot(
         chosen = random_split(names, seed=split_seed, sizes=split_sizes)
     per_class = images.shape[1]
     shared = images.reshape(-1, *SIZE, 1)
+    if rotations:
+        shared = with_turns(shared)
     return {
         key: ClassImages(
             shared,
