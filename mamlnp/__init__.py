@@ -10,6 +10,9 @@ To read the code, follow the order in which each module imports only from those 
 (load), ``cli``.
 """
 
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING, Any as _Any
+
 from . import (
     errors,
     losses,
@@ -37,7 +40,6 @@ from .autodiff import (
 from .backend import to_device, to_host, using_kernels
 from .compile import compile as compile
 from .gradcheck import check_grads, check_hvp, check_meta_gradient
-from .initialisations import load
 from .ops.elementwise import (
     abs as abs,
     add,
@@ -116,6 +118,10 @@ from .tasks import (
     sinusoid,  # noqa: F401
 )
 
+if TYPE_CHECKING:
+    from . import initialisations
+    from .initialisations import load
+
 __all__ = [
     "Array",
     "Batch",
@@ -152,6 +158,7 @@ __all__ = [
     "greater_equal",
     "hessian",
     "hvp",
+    "initialisations",
     "isfinite",
     "jacobian",
     "jvp",
@@ -214,3 +221,12 @@ __all__ = [
     "where",
     "zeros_like",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    """``load`` and ``initialisations`` bring the experiments and matplotlib with them, which takes
+    longer to import than all else: when they are asked for."""
+    if name in ("load", "initialisations"):
+        module = _import_module(".initialisations", __name__)
+        return module.load if name == "load" else module
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

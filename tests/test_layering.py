@@ -4,6 +4,8 @@ import ast
 import itertools
 import operator
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +245,8 @@ def test_a_meta_gradient_is_computed_elsewhere(elsewhere, method):
     elsewhere()
     for x, number in zip(meta_gradient(), expected, strict=True):
         assert_elsewhere(x, number)
+
+
+def test_importing_the_package_imports_nothing_that_draws():
+    source = "import sys, mamlnp; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", source], check=True)
