@@ -28,6 +28,7 @@ from mamlnp.runs import CONFIG, EVALUATION, METRICS, atomic_write, open_run
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
+QUERIES = ("1 query a class", "15 queries a class")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Row:
         label: what a reader calls it.
         train: after `mamlnp train`.
         evaluate: after `mamlnp evaluate RUN`.
+        batch_norms: scored with each of these statistics, the first seed only but for the first.
         seeds: one run each.
         paper: what the paper reports.
         others: what other implementations report.
@@ -48,6 +50,7 @@ class Row:
     label: str
     train: str
     evaluate: str = ""
+    batch_norms: tuple[str, ...] = ("transductive",)
     seeds: tuple[int, ...] = (0,)
     paper: str = ""
     others: str = ""
@@ -60,6 +63,7 @@ TABLES: dict[str, list[Row]] = {
             "conv4, 5-way 1-shot",
             "omniglot --preset today-5w1s --meta-iterations 20000 --validate-every 500",
             "--baselines",
+            ("transductive", "support", "per-query"),
             seeds=(0, 1),
             paper="98.7 ± 0.4",
             others="98.1 to 99.6",
@@ -73,7 +77,7 @@ TABLES: dict[str, list[Row]] = {
         Row(
             "mlp-5w1s",
             "MLP, 5-way 1-shot",
-            "omniglot --preset today-5w1s-mlp --meta-iterations 20000 --validate-every 500",
+            "omniglot --preset today-5w1s-mlp --meta-iterations 40000 --validate-every 1000",
             seeds=(0, 1),
             paper="89.7 ± 1.1",
             others="88.9",
@@ -165,18 +169,32 @@ def main() -> None:
         if name not in names:
             sys.exit(f"reproduce: --only {name!r} is no row. Pass some of: {', '.join(names)}.")
     for row in table:
-        for seed in row.seeds:
+        for seed, batch_norm in scored(row):
             if not asked.write_only and (not asked.only or row.name in asked.only):
-                work(row, seed, asked)
+                work(row, seed, batch_norm, asked)
                 write(asked.table, asked.runs)
     write(asked.table, asked.runs)
+
+
+def scored(row: Row) -> list[tuple[int, str]]:
+    """The seed and the statistics of every evaluation of a row."""
+    first, *others = row.batch_norms
+    return [(seed, first) for seed in row.seeds] + [(row.seeds[0], other) for other in others]
+
+
+def evaluation(path: Path, batch_norm: str) -> Path:
+    """Where `mamlnp evaluate` keeps what it found."""
+    stored = path / EVALUATION
+    if batch_norm == "transductive":
+        return stored
+    return stored.with_stem(f"{stored.stem}-{batch_norm}")
 
 
 def folder(runs: Path, table: str, row: Row, seed: int) -> Path:
     return runs / table / f"{row.name}-{seed}"
 
 
-def work(row: Row, seed: int, asked: Options) -> None:
+def work(row: Row, seed: int, batch_norm: str, asked: Options) -> None:
     """Train and score one run, from where it was left."""
     path = folder(asked.runs, asked.table, row, seed)
     if not (path / CONFIG).exists():
@@ -184,8 +202,9 @@ def work(row: Row, seed: int, asked: Options) -> None:
         command("train", *row.train.split(), "--seed", f"{seed}", *data, "--out", f"{path}")
     elif not finished(path):
         command("train", open_run(path).experiment, "--resume", f"{path}")
-    if not (path / EVALUATION).exists():
-        command("evaluate", f"{path}", *row.evaluate.split())
+    if not evaluation(path, batch_norm).exists():
+        options = row.evaluate.split() if batch_norm == row.batch_norms[0] else []
+        command("evaluate", f"{path}", "--batch-norm", batch_norm, *options)
 
 
 def finished(path: Path) -> bool:
@@ -207,22 +226,29 @@ def write(table: str, runs: Path) -> None:
     stored = RESULTS / f"{table}.json"
     records = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
     for row in TABLES[table]:
-        for seed in row.seeds:
+        for seed, batch_norm in scored(row):
             path = folder(runs, table, row, seed)
-            if (path / EVALUATION).exists():
+            found = evaluation(path, batch_norm)
+            if found.exists():
                 with (path / METRICS).open(encoding="utf-8", newline="") as file:
                     curve = [
                         [int(line["iteration"]), float(line["validation_accuracy"])]
                         for line in csv.DictReader(file)
                     ]
-                record = json.loads((path / EVALUATION).read_text(encoding="utf-8"))
-                records[path.name] = {**record, "validation_curve": curve}
+                record = json.loads(found.read_text(encoding="utf-8"))
+                records[key(row, seed, batch_norm)] = {**record, "validation_curve": curve}
     text = markdown(table, records)
     replace(stored, json.dumps(records, indent=None, separators=(",", ":")).replace("},", "},\n"))
     replace(RESULTS / f"{table}.md", text)
     draw(table, records)
     readme = README.read_text(encoding="utf-8")
     replace(README, included(readme, table, text))
+
+
+def key(row: Row, seed: int, batch_norm: str) -> str:
+    """The name of an evaluation among a table's records."""
+    name = f"{row.name}-{seed}"
+    return name if batch_norm == "transductive" else f"{name}-{batch_norm}"
 
 
 def included(document: str, table: str, text: str) -> str:
@@ -240,37 +266,41 @@ def replace(path: Path, text: str) -> None:
 def markdown(table: str, records: dict[str, Any]) -> str:
     """A line for every run: its accuracies at the number of steps it was validated with."""
     lines = [
-        "| | seed | 1 query a class | 15 queries a class | steps | meta-iterations | training "
-        "| paper | other implementations |",
+        f"| | seed | {' | '.join(QUERIES)} | steps | meta-iterations | training | paper "
+        "| other implementations |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    machines = set()
     for row in TABLES[table]:
-        for seed in row.seeds:
-            record = records.get(f"{row.name}-{seed}")
+        for seed, batch_norm in scored(row):
+            record = records.get(key(row, seed, batch_norm))
             if record is None:
                 continue
             config, rows = record["config"], record["rows"]
-            machines.add(f"{record['versions']['cpu']}, {record['versions']['platform']}")
-            for method in dict.fromkeys(r["method"].rsplit(", ", 1)[0] for r in rows):
+            for method in dict.fromkeys(r["method"] for r in rows):
                 ours = method == "MAML" or config["baseline"]
-                shown = [
-                    accuracy(rows, method, queries, config["eval_steps"]) for queries in (1, 15)
-                ]
+                label = row.label if ours else f"{method}, {row.label}"
+                if batch_norm != "transductive":
+                    label += f", batch norm {batch_norm}"
+                shown = [accuracy(rows, method, asked, config["eval_steps"]) for asked in QUERIES]
                 minutes = f"{record['wall_seconds'] / 60:.0f} min"
                 lines.append(
-                    f"| {row.label if ours else f'{method}, {row.label}'} | {seed} | "
+                    f"| {label} | {seed} | "
                     + " | ".join(shown)
                     + f" | {config['eval_steps']} | "
                     + (f"{config['meta_iterations']:,} | {minutes} | " if ours else " | | ")
                     + (f"{row.paper} | {row.others} |" if ours else " | |")
                 )
+    machines = {
+        "{cpu}, Python {python}, NumPy {numpy}, {blas} {blas_architecture}".format(**r["versions"])
+        for r in records.values()
+    }
+    lines += ["", f"Machine: {'; '.join(sorted(machines))}."]
     return "\n".join(lines) + "\n"
 
 
-def accuracy(rows: list[dict[str, Any]], method: str, queries: int, steps: int) -> str:
+def accuracy(rows: list[dict[str, Any]], method: str, asked: str, steps: int) -> str:
     for r in rows:
-        if r["method"] == f"{method}, {queries} q/class" and r["steps"] == steps:
+        if r["method"] == method and r["setting"].endswith(f", {asked}") and r["steps"] == steps:
             return f"{100 * r['mean']:.1f} ± {100 * r['ci95']:.1f}"
     return ""
 
@@ -280,6 +310,8 @@ def draw(table: str, records: dict[str, Any]) -> None:
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     for name, record in records.items():
+        if record["evaluation"].get("batch_norm", "transductive") != "transductive":
+            continue
         curve = record["validation_curve"]
         axes.plot([n for n, _ in curve], [100 * a for _, a in curve], label=name, lw=1.2)
     axes.set(

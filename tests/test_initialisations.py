@@ -69,5 +69,7 @@ def test_omniglot_is_as_good_as_it_says(name: str) -> None:
         adapted = model.adapt(one.support.x, one.support.y)
         found = adapted.predict(one.query.x, batch_norm="transductive")
         right.append((found.argmax(-1) == one.query.y).mean())
-    said = score(model.about, "omniglot 5-way 1-shot", "MAML, 15 q/class", model.inner_steps)
+    said = score(
+        model.about, "omniglot 5-way 1-shot, 15 queries a class", "MAML", model.inner_steps
+    )
     assert abs(np.mean(right) - said["mean"]) < 3 * np.sqrt(10) * said["ci95"]

@@ -543,32 +543,35 @@ def evaluate(
         )
 
     test, name = data["test"], f"{run.experiment} {config.num_ways}-way {config.num_shots}-shot"
-    largest = int(test.counts.min()) - config.num_shots
-    table = [
-        row
-        for queries in sorted({min(wanted, largest) for wanted in TEST_QUERIES})
-        for method, accuracies in methods.items()
-        for row in rows(
-            name,
-            f"{method}, {queries} q/class",
-            accuracies(_chunks(config, test, tasks, queries, "test", TEST_SEED + queries)),
-        )
-    ]
     note = f"split {config.split_name}; batch norm {batch_norm}: {BATCH_NORM[batch_norm]}"
-    columns = list(dict.fromkeys(row.method for row in table))
-    parts += [
-        f"{name}: accuracy in %, 95 % interval over {tasks} tasks of {len(test.names)} held-out "
-        f"classes; {note}",
-        as_table(table, columns, percent=True),
-    ]
     printed = config.paper.get((config.network, config.num_ways, config.num_shots), "not given")
-    parts.append(f"paper: {printed}")
+    parts.append(
+        f"{name}: accuracy in %, 95 % interval over {tasks} tasks of {len(test.names)} held-out "
+        f"classes; {note}; {config.eval_steps} steps were fixed before. The paper: {printed}"
+    )
+    table, drawn = [], []
+    largest = int(test.counts.min()) - config.num_shots
+    for queries in sorted({min(wanted, largest) for wanted in TEST_QUERIES}):
+        asked = f"{queries} {'query' if queries == 1 else 'queries'} a class"
+        here = [
+            row
+            for method, accuracies in methods.items()
+            for row in rows(
+                f"{name}, {asked}",
+                method,
+                accuracies(_chunks(config, test, tasks, queries, "test", TEST_SEED + queries)),
+            )
+        ]
+        parts += [f"\n{asked}", as_table(here, list(methods), percent=True)]
+        drawn += [replace(row, setting=name, method=f"{row.method}, {asked}") for row in here]
+        table += here
+    kind = "" if batch_norm == "transductive" else f"-{batch_norm}"
+    pictures = [run.path / f"accuracy{kind}.png"]
+    plots.accuracy_against_steps(pictures[0], drawn, chance=1 / config.num_ways, note=note)
     if not config.baseline:
-        kind = "" if batch_norm == "transductive" else f"-{batch_norm}"
-        shown = run.path / f"accuracy{kind}.png", run.path / f"episode{kind}.png"
-        plots.accuracy_against_steps(shown[0], table, chance=1 / config.num_ways, note=note)
-        _draw_episode(config, test, learner(config, params), batch_norm, shown[1])
-        parts.append(f"pictures: {shown[0]}, {shown[1]}")
+        pictures.append(run.path / f"episode{kind}.png")
+        _draw_episode(config, test, learner(config, params), batch_norm, pictures[1])
+    parts.append(f"\npictures: {', '.join(map(str, pictures))}")
     return table, "\n".join(parts)
 
 

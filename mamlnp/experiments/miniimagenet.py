@@ -65,6 +65,9 @@ SETTINGS = {
     for shots in (1, 5)
 }
 
+# Chosen on grocery84's validation classes, 60 meta-iterations: 52 %, against 46 at 0.05 (the
+# paper's 0.01), whose second-order gradient is seventeen times as long as the first-order one, and
+# 39 at 0.1.
 TODAY = {"inner_lr": Config.inner_lr}
 PRESETS: dict[str, Config] = classification.presets(
     {

@@ -83,10 +83,11 @@ PRESETS: dict[str, Config] = classification.presets(
     {f"{ways}w{shots}s": _setting(ways, shots) for ways in (5, 20) for shots in (1, 5)},
     networks={"": {}, "-mlp": {"network": "mlp"}},
 )
-# Chosen on validation characters after 400 meta-iterations: 82 %, against 80 at 0.5 and 52 at 2.0.
+# Chosen on validation characters, 4,000 meta-iterations: 88.2 % with training loss 0.33, against
+# 87.8 and 0.35 at 0.2, 87.1 and 0.37 at 0.1; at 2.0, which is the paper's 0.4, 52 % after 600.
 for _name in PRESETS:
     if _name.startswith("today") and PRESETS[_name].network == "mlp":
-        PRESETS[_name] = replace(PRESETS[_name], inner_lr=0.2)
+        PRESETS[_name] = replace(PRESETS[_name], inner_lr=0.5)
 
 
 def load(config: Config) -> Data:
