@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mamlnp.cli import EXPERIMENTS, main
+from mamlnp.learner import BATCH_NORM
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -82,3 +83,17 @@ def test_tables_are_those_of_the_results(table: str) -> None:
         readme, text = README.read_text("utf-8"), written.read_text("utf-8")
         assert reproduce.included(readme, table, text) == readme
         assert text in readme
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, id=row.name) for rows in reproduce.TABLES.values() for row in rows]
+)
+def test_rows_of_tables_are_commands_that_exist(row: Any) -> None:
+    name, *options = row.train.split()
+    asked = dict(zip(options[::2], options[1::2], strict=True))
+    module = EXPERIMENTS[name]
+    config = module.PRESETS[asked.pop("--preset")]
+    for option, value in asked.items():
+        field = option.removeprefix("--").replace("-", "_")
+        assert str(getattr(config, field)) != value, f"{option} is the preset's already"
+    assert set(row.batch_norms) <= set(BATCH_NORM)
