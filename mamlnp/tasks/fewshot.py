@@ -204,8 +204,7 @@ class ClassImages:
 
     def _scaled(self, rows: npt.NDArray[np.int64], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """The images of these rows, in [0, 1]."""
-        x = self.images[rows.reshape(-1)].astype(dtype)
-        x /= 255
+        x: npt.NDArray[Any] = np.divide(self.images[rows.reshape(-1)], 255, dtype=dtype)
         return x.reshape(*rows.shape, *self.images.shape[1:])
 
 
@@ -230,10 +229,9 @@ def _distinct(
 
     Floyd's algorithm, whose work does not grow with ``below`` (Bentley & Floyd 1987).
     """
-    chosen = np.empty((*below.shape, num), np.int64)
-    for i in range(num):
-        largest = below - num + i
-        drawn = rng.integers(largest + 1)
-        taken = (chosen[..., :i] == drawn[..., None]).any(axis=-1)
-        chosen[..., i] = np.where(taken, largest, drawn)
-    return rng.permuted(chosen, axis=-1)
+    largest = below + np.arange(num).reshape(num, *[1] * below.ndim) - num
+    chosen = rng.integers(largest + 1)
+    for i in range(1, num):
+        taken = (chosen[:i] == chosen[i]).any(axis=0)
+        np.copyto(chosen[i], largest[i], where=taken)
+    return rng.permuted(np.moveaxis(chosen, 0, -1), axis=-1)
