@@ -112,13 +112,13 @@ TABLES: dict[str, list[Row]] = {
         Row(
             "maml-5w5s",
             "MAML, 5-way 5-shot",
-            "miniimagenet --preset today-5w5s --meta-iterations 2000",
+            "miniimagenet --preset today-5w5s --meta-iterations 1000",
             "--baselines",
         ),
         Row(
             "pretrained-5w5s",
             "pretrained, 5-way 5-shot",
-            "miniimagenet --preset today-5w5s --baseline pretrained --meta-iterations 2000",
+            "miniimagenet --preset today-5w5s --baseline pretrained --meta-iterations 1000",
         ),
     ],
     "miniimagenet": [
