@@ -51,9 +51,10 @@ def _log(axes: Any, values: np.ndarray) -> None:
     """A logarithmic axis for the values, if one of them is positive, with plain numbers on it."""
     positive = values[np.isfinite(values) & (values > 0)]
     if len(positive):
-        few = positive.max() < 1e4 * positive.min()
+        decades = np.log10(positive.max() / positive.min())
+        marks = range(1, 10) if decades < 0.7 else (1, 2, 5) if decades < 4 else (1,)
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        axes.yaxis.set_major_locator(LogLocator(subs=marks))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
 
