@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from .. import losses, maml, nn, optim, parallel, plots, tree
 from ..array import Array, array
@@ -450,14 +452,21 @@ def _fine_tuning(
     return _accuracies(config, scores)
 
 
-def tune(config: Config, params: Any, data: Data) -> Tuned:
+def _progress(label: str, tasks: int, batches: Iterable[Task]) -> Iterable[Task]:
+    total, quietly = math.ceil(tasks / CHUNK), 0.5 if sys.stderr.isatty() else 20
+    return tqdm(batches, label, total, leave=False, dynamic_ncols=True, mininterval=quietly)
+
+
+def tune(config: Config, name: str, params: Any, data: Data) -> Tuned:
     """What is fine-tuned, and by which step size: the most accurate on the validation tasks."""
     found = {}
     for part in ("all", "head"):
         accuracies = _fine_tuning(config, part, (config.eval_steps,), "transductive")
         for lr in FINE_TUNING_LRS:
             at = params, array(np.float32(lr))
-            found[Tuned(part, lr)] = accuracies(at, _validation(config, data)).mean()
+            label = f"{name}, validation: {part}, {lr:g}"
+            batches = _progress(label, config.validation_tasks, _validation(config, data))
+            found[Tuned(part, lr)] = accuracies(at, batches).mean()
     return max(found, key=found.__getitem__)
 
 
@@ -527,7 +536,7 @@ def evaluate(
         first = network(config, config.num_ways).init(rng=counted_rng(config.seed, "init"))
         fine_tuned["random init"] = first
     for name, theta in fine_tuned.items():
-        tuned = tune(config, theta, data)
+        tuned = tune(config, name, theta, data)
         parts.append(f"{name}: fine-tunes {tuned.part}, step size {tuned.lr:g}: best in validation")
         scores = fine_tuning_accuracies(config, tuned, steps, batch_norm)
         methods[name] = functools.partial(scores, theta)
@@ -553,15 +562,11 @@ def evaluate(
     largest = int(test.counts.min()) - config.num_shots
     for queries in sorted({min(wanted, largest) for wanted in TEST_QUERIES}):
         asked = f"{queries} {'query' if queries == 1 else 'queries'} a class"
-        here = [
-            row
-            for method, accuracies in methods.items()
-            for row in rows(
-                f"{name}, {asked}",
-                method,
-                accuracies(_chunks(config, test, tasks, queries, "test", TEST_SEED + queries)),
-            )
-        ]
+        here = []
+        for method, accuracies in methods.items():
+            batches = _chunks(config, test, tasks, queries, "test", TEST_SEED + queries)
+            measured = accuracies(_progress(f"{method}, {asked}", tasks, batches))
+            here += rows(f"{name}, {asked}", method, measured)
         parts += [f"\n{asked}", as_table(here, list(methods), percent=True)]
         drawn += [replace(row, setting=name, method=f"{row.method}, {asked}") for row in here]
         table += here
