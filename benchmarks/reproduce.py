@@ -37,7 +37,7 @@ class Row:
 
     Attributes:
         name: of its run folders, with the seed after it.
-        label: what a reader calls it.
+        label: what a reader calls it, after the method.
         train: after `mamlnp train`.
         evaluate: after `mamlnp evaluate RUN`.
         batch_norms: scored with each of these statistics, the first seed only but for the first.
@@ -70,7 +70,7 @@ TABLES: dict[str, list[Row]] = {
         ),
         Row(
             "conv-5w1s-first-order",
-            "the same, first order",
+            "conv4, 5-way 1-shot, first order",
             "omniglot --preset today-5w1s-first-order --meta-iterations 20000 --validate-every 500",
             others="95.5 to 97.1",
         ),
@@ -100,24 +100,24 @@ TABLES: dict[str, list[Row]] = {
     "grocery84": [
         Row(
             "maml-5w1s",
-            "MAML, 5-way 1-shot",
+            "5-way 1-shot",
             "miniimagenet --preset today-5w1s --meta-iterations 2000",
             "--baselines",
         ),
         Row(
             "pretrained-5w1s",
-            "pretrained, 5-way 1-shot",
+            "5-way 1-shot",
             "miniimagenet --preset today-5w1s --baseline pretrained --meta-iterations 2000",
         ),
         Row(
             "maml-5w5s",
-            "MAML, 5-way 5-shot",
+            "5-way 5-shot",
             "miniimagenet --preset today-5w5s --meta-iterations 1000",
             "--baselines",
         ),
         Row(
             "pretrained-5w5s",
-            "pretrained, 5-way 5-shot",
+            "5-way 5-shot",
             "miniimagenet --preset today-5w5s --baseline pretrained --meta-iterations 1000",
         ),
     ],
@@ -278,7 +278,7 @@ def markdown(table: str, records: dict[str, Any]) -> str:
             config, rows = record["config"], record["rows"]
             for method in dict.fromkeys(r["method"] for r in rows):
                 ours = method == "MAML" or config["baseline"]
-                label = row.label if ours else f"{method}, {row.label}"
+                label = f"{method}, {row.label}"
                 if batch_norm != "transductive":
                     label += f", batch norm {batch_norm}"
                 shown = [accuracy(rows, method, asked, config["eval_steps"]) for asked in QUERIES]
