@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mamlnp.errors import DataError, ShapeError
-from mamlnp.tasks import Batch, Task
-from mamlnp.tasks.images import ImageFile
+from ..errors import DataError, ShapeError
+from . import Batch, Task
+from .images import ImageFile
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mamlnp.errors import DataError
-from mamlnp.tasks.fewshot import ClassImages
-from mamlnp.tasks.images import SUFFIXES, Source, decode, decode_once, images_in, is_hidden
-from mamlnp.tasks.splits import random_split
+from ..errors import DataError
+from .fewshot import ClassImages
+from .images import SUFFIXES, Source, decode, decode_once, images_in, is_hidden
+from .splits import random_split
 
 SPLITS = {  # and how people spell them
     "train": ("train",),

@@ -22,7 +22,7 @@ import pooch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from mamlnp.errors import DataError
+from ..errors import DataError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import PIL
 from PIL import Image
 
-from mamlnp.errors import DataError
-from mamlnp.tasks.fewshot import ClassImages
-from mamlnp.tasks.folder import (
+from ..errors import DataError
+from .fewshot import ClassImages
+from .folder import (
     Classes,
     check_disjoint,
     decoded,
@@ -28,7 +28,7 @@ from mamlnp.tasks.folder import (
     find_splits,
     read_classes,
 )
-from mamlnp.tasks.images import (
+from .images import (
     BATCH,
     Source,
     cache_path,

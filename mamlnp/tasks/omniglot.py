@@ -16,10 +16,10 @@ import PIL
 import pooch
 from PIL import Image
 
-from mamlnp.errors import DataError
-from mamlnp.tasks.fewshot import ClassImages, with_turns
-from mamlnp.tasks.images import is_hidden
-from mamlnp.tasks.splits import random_split, vinyals_split
+from ..errors import DataError
+from .fewshot import ClassImages, with_turns
+from .images import is_hidden
+from .splits import random_split, vinyals_split
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 MD5 = {  # of the official zips, in the order in which their characters are listed

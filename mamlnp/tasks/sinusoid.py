@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mamlnp.tasks import Batch, Task
+from . import Batch, Task
 
 
 def sine(x: Any, amplitude: Any, phase: Any) -> Any:

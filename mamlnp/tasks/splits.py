@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mamlnp.errors import DataError
-from mamlnp.tasks import counted_rng
+from ..errors import DataError
+from . import counted_rng
 
 Split = dict[str, npt.NDArray[np.int64]]
 
