@@ -107,18 +107,20 @@ TABLES: dict[str, list[Row]] = {
         Row(
             "pretrained-5w1s",
             "5-way 1-shot",
-            "miniimagenet --preset today-5w1s --baseline pretrained --meta-iterations 2000",
+            "miniimagenet --preset today-5w1s --baseline pretrained --meta-iterations 2000 "
+            "--validation-tasks 200",
         ),
         Row(
             "maml-5w5s",
             "5-way 5-shot",
-            "miniimagenet --preset today-5w5s --meta-iterations 1000",
+            "miniimagenet --preset today-5w5s --meta-iterations 1000 --validation-tasks 200",
             "--baselines",
         ),
         Row(
             "pretrained-5w5s",
             "5-way 5-shot",
-            "miniimagenet --preset today-5w5s --baseline pretrained --meta-iterations 1000",
+            "miniimagenet --preset today-5w5s --baseline pretrained --meta-iterations 1000 "
+            "--validation-tasks 200",
         ),
     ],
     "miniimagenet": [
