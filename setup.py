@@ -4,7 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8.0", "hypothesis>=6.100"]
+RL = ["mujoco>=4.0", "gymnasium>=1.0", "imageio[ffmpeg]>=2.34"]
+TEST = ["pytest>=8.0", "hypothesis>=6.100", *RL]
 
 setup(
     name="mamlnp",
@@ -41,7 +42,7 @@ setup(
     ],
     extras_require={
         "cuda": ["cupy-cuda12x>=13.2"],
-        "rl": ["mujoco>=3.2", "gymnasium>=1.0"],
+        "rl": RL,
         "mpi": ["mpi4py>=4.0"],
         "docs": ["mkdocs-material>=9.5"],
         "peers": ["torch>=2.3", "jax>=0.4.30", "jaxlib>=0.4.30", "autograd>=1.7"],

@@ -6,8 +6,8 @@ To read the code, follow the order in which each module imports only from those 
 ``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``tree``, ``autodiff``
 (vjp, grad, hvp), ``compile`` (trace once, replay fast), ``losses``, ``optim``, ``nn``, ``tasks``,
 ``maml`` (Algorithms 1-3), ``parallel`` (a meta-batch over threads), ``gradcheck``, ``checks``,
-``runs``, ``plots``, ``learner`` (theta, ready to adapt), ``experiments``, ``initialisations``
-(load), ``cli``.
+``runs``, ``plots``, ``learner`` (theta, ready to adapt), ``rl`` (Algorithm 3, and its
+environments), ``experiments``, ``initialisations`` (load), ``cli``.
 """
 
 from importlib import import_module as _import_module

@@ -4,8 +4,12 @@
     train omniglot       meta-train a convolutional network on handwritten characters (section 5.2)
     train miniimagenet   the same on photographs, in one of mini-ImageNet's layouts
     train folder         the same on your own images, a folder a class
+    train nav2d          meta-train a policy to find goals in the plane (section 5.3)
+    train cheetah-dir    MuJoCo's planar cheetah runs forwards or backwards; cheetah-vel: at a
+                         goal velocity; ant-dir, ant-vel: the same with the 3D quadruped
     evaluate RUN         score a run on test tasks, beside the baselines and the paper
     adapt RUN            learn the classes of a folder from a few images, and classify others
+    render RUN           film the cheetah or the ant before and after adaptation
     export RUN FILE      write what a run learned to one file, for others to adapt
     check                check every derivative rule, every layer and the meta-gradient
     --version [-v]       the version; with -v all that results and their speed depend on
@@ -30,7 +34,7 @@ import tyro
 from . import checks, initialisations
 from .backend.generated import cache_folder
 from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
-from .errors import DataError
+from .errors import DataError, DeviceError
 from .experiments import EXPERIMENTS, command, experiment
 from .experiments.loop import Interrupted, check_settings
 from .experiments.scores import as_records
@@ -60,7 +64,7 @@ class Evaluate:
     Attributes:
         run: the run's folder.
         json: write the rows here too.
-        tasks: how many test tasks.
+        tasks: how many test tasks; 600 if not given, of reinforcement learning 200.
         data: where the data set is, if not where it was in training.
         batch_norm: whose statistics normalise the query images: all queries' together
             ("transductive", as in the paper's code, if not given), the "support" set's, or each
@@ -70,7 +74,7 @@ class Evaluate:
 
     run: tyro.conf.Positional[Path]
     json: Path | None = None
-    tasks: int = 600
+    tasks: int | None = None
     data: Path | None = None
     batch_norm: BatchNorm | None = None
     baselines: bool = False
@@ -98,6 +102,26 @@ class Adapt:
     steps: int | None = None
     batch_norm: BatchNorm = "support"
     out: Path = Path("predictions.csv")
+
+
+@dataclass(frozen=True)
+class Render:
+    """Film the cheetah or the ant before and after each gradient step, side by side.
+
+    Attributes:
+        run: a run's folder, an exported file, or the name of an initialisation that comes with
+            mamlnp, such as cheetah-dir.
+        out: the film, by its ending a .gif or an .mp4.
+        task: the goal: a velocity, or 1 and -1 for the directions; drawn by the seed if not given.
+        steps: the most gradient steps.
+        seed: of rollouts and task.
+    """
+
+    run: tyro.conf.Positional[str]
+    out: Path = Path("film.gif")
+    task: float | None = None
+    steps: int = 1
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,6 +177,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 _evaluate(_parsed(Evaluate, "mamlnp evaluate", options))
             case ["adapt", *options]:
                 _adapt(_parsed(Adapt, "mamlnp adapt", options))
+            case ["render", *options]:
+                _render(_parsed(Render, "mamlnp render", options))
             case ["export", *options]:
                 asked = _parsed(Export, "mamlnp export", options)
                 initialisations.export(open_run(asked.run), asked.file)
@@ -165,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_said(str(stopped), 130))
     except KeyboardInterrupt:
         sys.exit(_said("mamlnp: interrupted.", 130))
-    except (ValueError, NotImplementedError, OSError) as error:
+    except (ValueError, NotImplementedError, OSError, DeviceError) as error:
         sys.exit(_said(f"mamlnp: {error}", 2))
 
 
@@ -236,18 +262,20 @@ def _value_of(option: str, options: list[str]) -> str | None:
 
 def _evaluate(asked: Evaluate) -> None:
     run = open_run(asked.run)
-    if asked.tasks < 2:
+    if asked.tasks is not None and asked.tasks < 2:
         raise DataError(f"--tasks: {asked.tasks} give no interval. Pass at least 2.")
     module = experiment(run.experiment, run.path)
-    how = {"batch_norm": asked.batch_norm, "baselines": asked.baselines}
+    how = {"tasks": asked.tasks, "batch_norm": asked.batch_norm, "baselines": asked.baselines}
     how = {name: value for name, value in how.items() if value}
     for name in how.keys() - inspect.signature(module.evaluate).parameters.keys():
         option = name.replace("_", "-")
         raise DataError(f"--{option}: not of {run.experiment}. Leave it out.")
     config = run.config_as(module.Config)
     if asked.data is not None:
+        if not hasattr(config, "data"):
+            raise DataError(f"--data: {run.experiment} has none. Leave it out.")
         config = replace(config, data=asked.data)
-    table, text = module.evaluate(config, run, module.load(config), tasks=asked.tasks, **how)
+    table, text = module.evaluate(config, run, module.load(config), **how)
     print(text)
     record = {
         "command": command(run),
@@ -296,6 +324,21 @@ def _adapt(asked: Adapt) -> None:
             print(f"{path}  {names[k]}  {row[k]:.3f}")
             table.writerow([path, names[k], f"{row[k]:.6f}", *(f"{p:.6f}" for p in row)])
     print(f"written to {asked.out}")
+
+
+def _render(asked: Render) -> None:
+    from .rl import film
+    from .rl.agent import Agent
+
+    agent = initialisations.load(asked.run)
+    if not isinstance(agent, Agent) or agent.environment == "nav2d":
+        raise DataError(f"{asked.run}: has no body to film. Pass a run of the cheetah or the ant.")
+    if asked.out.suffix not in film.ENDINGS:
+        raise DataError(f"--out: {asked.out} is no film. End it with {' or '.join(film.ENDINGS)}.")
+    if asked.steps < 0:
+        raise DataError(f"--steps: {asked.steps} are less than none. Pass 0 or more.")
+    text = film.shoot(agent, asked.out, task=asked.task, steps=asked.steps, seed=asked.seed)
+    print(f"{text}\nwritten to {asked.out}")
 
 
 def _check(asked: Check) -> int:

@@ -28,5 +28,9 @@ class DataError(ValueError):
     """A file or folder is missing, damaged or not in the expected layout."""
 
 
+class MissingPackageError(ImportError, ValueError):
+    """An optional package is not installed."""
+
+
 class GradientError(AssertionError):
     """A derivative does not equal its finite difference."""

@@ -23,16 +23,16 @@ from .optim import Optimizer
 from .tasks import Batch, Task
 
 Tree = Any
-Loss = Callable[[Tree, Batch], Array]
+Loss = Callable[[Tree, Any], Array]  # (params, a batch of each task) -> (T,)
 Method = Literal["backprop", "hvp"]
 
 
-def num_tasks(batch: Batch) -> int:
-    """The length of the task axis."""
+def num_tasks(batch: Tree) -> int:
+    """The length of the task axis, which every leaf has in front."""
     return tree.leaves(batch)[0].shape[0]
 
 
-def task_losses(loss: Loss, params: Tree, batch: Batch) -> Array:
+def task_losses(loss: Loss, params: Tree, batch: Tree) -> Array:
     """One loss a task, (T,).
 
     Raises:
@@ -47,7 +47,7 @@ def task_losses(loss: Loss, params: Tree, batch: Batch) -> Array:
     return losses
 
 
-def total(loss: Loss, batch: Batch) -> Callable[[Tree], Array]:
+def total(loss: Loss, batch: Tree) -> Callable[[Tree], Array]:
     """sum_i L_i as a function of the parameters."""
     return lambda params: sum(task_losses(loss, params, batch))
 

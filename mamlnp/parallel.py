@@ -24,7 +24,7 @@ from .optim import Optimizer
 from .tasks import Task
 
 Tree = Any
-OfTasks = Callable[[Tree, Task], Tree]
+OfTasks = Callable[[Tree, Any], Tree]  # a Task, or any tree whose leaves have the task axis
 
 
 @functools.cache
@@ -33,14 +33,14 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(256, thread_name_prefix="mamlnp")
 
 
-def split(task: Task, chunks: int | None) -> list[Task]:
+def split(task: Tree, chunks: int | None) -> list[Tree]:
     """The meta-batch in chunks of tasks, the first ones a task larger where it does not divide;
     None: every task by itself.
 
     Raises:
         ShapeError: there are more chunks than tasks, or none.
     """
-    tasks = maml.num_tasks(task.support)
+    tasks = maml.num_tasks(task)
     chunks = tasks if chunks is None else chunks
     if not 1 <= chunks <= tasks:
         raise ShapeError(

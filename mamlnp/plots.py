@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -169,6 +169,100 @@ def gradient_cosine(run: Run) -> None:
             axes.plot(table["iteration"], values, ".-", color=COLOURS[0])
         top.set_ylabel("cosine of the angle\nbetween the two")
         bottom.set_ylabel("length of first order /\nlength of second order")
+
+
+def returns_curve(run: Run, paper: Mapping[str, Mapping[int, float]]) -> None:
+    """``curve.png``: mean returns before and after adaptation against meta-iterations, with what
+    the paper reports after one step, and the divergence of each meta-update."""
+    table = _metrics(run)
+    if not table:
+        return
+    baseline = run.config.get("baseline")
+    title = f"{run.experiment}, {baseline}" if baseline else run.experiment
+    with _over_training(run.path / "curve.png", table, f"{title}: learning curve") as (top, bottom):
+        lines = [("after", "after adaptation", COLOURS[0]), ("before", "before", COLOURS[1])]
+        if baseline:
+            lines = [("after", "return", COLOURS[0])]
+        for name, label, colour in lines:
+            top.plot(table["iteration"], table[name], ".-", ms=4, color=colour, label=label)
+        printed = paper.get(baseline or "MAML", {})
+        steps = 0 if baseline else 1
+        if steps in printed:
+            label = f"the paper{f' after {steps} step' if steps else ''}: {printed[steps]:g}"
+            top.axhline(printed[steps], color=DARK, ls=":", lw=1.2, label=label)
+        top.set_ylabel("mean return on training\ntasks, since the last mark")
+        top.legend(loc="best", fontsize=8)
+        if "kl" in table:
+            bottom.plot(table["iteration"], table["kl"], ".-", ms=4, color=COLOURS[4])
+            bottom.axhline(run.config["max_kl"], color=DARK, ls=":", lw=1.2)
+        bottom.set_ylabel("divergence of a\nmeta-update (nats)")
+        bottom.set_ylim(bottom=0)
+
+
+def returns_against_steps(path: Path, table: Sequence[Row]) -> None:
+    """Test return after each number of gradient steps, a line a method with the 95 % interval; what
+    the paper reports in the same colour, as circles."""
+    methods = [name for name in dict.fromkeys(r.method for r in table) if "paper" not in name]
+    tasks = max(row.tasks for row in table)
+    with _figure(path, 6.8, 4.2) as figure:
+        axes = figure.subplots()
+        for name, colour in zip(methods, COLOURS, strict=False):
+            for method in (name, f"paper {name}"):
+                chosen = [row for row in table if row.method == method]
+                steps = [row.steps for row in chosen]
+                means = np.array([row.mean for row in chosen])
+                spread = np.array([row.ci95 for row in chosen])
+                if method == name:
+                    axes.plot(steps, means, ".-", color=colour, label=method)
+                    axes.fill_between(
+                        steps, means - spread, means + spread, color=colour, alpha=0.2
+                    )
+                elif chosen:
+                    axes.plot(steps, means, "o", mfc="none", color=colour, label=method)
+        axes.set(
+            xlabel="policy-gradient steps",
+            ylabel="mean return of an episode",
+            title=f"{table[0].setting}: {tasks} test tasks, band: 95 % interval",
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _plain(axes)
+        _legend(figure, axes)
+
+
+def paths(path: Path, goals: np.ndarray, episodes: Sequence[Any]) -> None:
+    """The paths of a few rollouts in the plane: a row a task, a column a number of gradient steps.
+
+    Args:
+        path: the picture.
+        goals: (T, 2).
+        episodes: before and after each step, :class:`~mamlnp.rl.rollout.Transitions` of the tasks.
+    """
+    tasks, columns = len(goals), len(episodes)
+    with _figure(path, 2.6 * columns, 2.7 * tasks + 0.4) as figure:
+        panels = figure.subplots(tasks, columns, squeeze=False, sharex=True, sharey=True)
+        for steps, found in enumerate(episodes):
+            returns = found.returns()
+            for task, axes in enumerate(panels[:, steps]):
+                for lane in range(min(SHOWN, found.rewards.shape[1])):
+                    last = int(found.ends[task, lane].argmax())
+                    x, y = found.observations[task, lane, : last + 1, :2].T
+                    axes.plot(x, y, lw=0.9, color=COLOURS[1], alpha=0.8)
+                axes.plot(0, 0, "o", ms=5, color=DARK, label="start")
+                axes.plot(*goals[task], "*", ms=13, color=COLOURS[0], label="goal")
+                axes.set_title(f"return {returns[task]:.1f}", fontsize=9)
+                axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+                _plain(axes)
+            text = f"after {steps} steps".removesuffix("s" * (steps == 1))
+            panels[0, steps].annotate(
+                text if steps else "before adaptation",
+                (0.5, 1.2),
+                xycoords="axes fraction",
+                ha="center",
+                fontsize=10,
+            )
+        for task in range(tasks):
+            panels[task, 0].set_ylabel(f"task {task + 1}")
+        _legend(figure, panels[0, 0])
 
 
 def error_against_steps(path: Path, table: Sequence[Row]) -> None:

@@ -170,13 +170,14 @@ def test_the_best_parameters_are_kept_not_the_last(tmp_path: Path) -> None:
     scores = iter([3.0, 1.0, 2.0, 4.0])
     states = []
 
-    def step(state: Any, n: int) -> tuple[Any, float]:
-        return {"params": np.full(2, float(n))}, 1.0
+    def step(state: Any, n: int) -> tuple[Any, dict[str, float]]:
+        return {"params": np.full(2, float(n))}, {"train_loss": 1.0}
 
     def draw(n: int) -> int:
         return n
 
-    def validate(state: Any) -> tuple[float, dict[str, float]]:
+    def validate(state: Any, means: dict[str, float]) -> tuple[float, dict[str, float]]:
+        assert means == {"train_loss": 1.0}
         states.append(state)
         return next(scores), {}
 
@@ -192,7 +193,7 @@ def test_the_best_parameters_are_kept_not_the_last(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     config = dataclasses.replace(SINE, inner_lr=1e30)
     run = create_run("sine", config, tmp_path / "run")
-    with np.errstate(all="ignore"), pytest.raises(DataError, match=r"training loss is (nan|inf)"):
+    with np.errstate(all="ignore"), pytest.raises(DataError, match=r"train_loss is (nan|inf)"):
         sine.train(config, run, sine.load(config))
 
 

@@ -54,8 +54,8 @@ def test_python_block_runs(block: str) -> None:
 
 
 def test_there_are_blocks_and_commands() -> None:
-    assert len(BLOCKS) == 4
-    trained = set(re.findall(r"mamlnp train (\w+)", README.read_text("utf-8")))
+    assert len(BLOCKS) == 5
+    trained = set(re.findall(r"mamlnp train ([\w-]+)", README.read_text("utf-8")))
     assert trained == set(EXPERIMENTS)
 
 

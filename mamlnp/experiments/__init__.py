@@ -9,13 +9,16 @@ from typing import Any
 
 from ..errors import DataError
 from ..runs import Run
-from . import folder, miniimagenet, omniglot, sine
+from . import folder, miniimagenet, nav2d, omniglot, sine
+from .locomotion import ROBOTS
 
 EXPERIMENTS: dict[str, Any] = {
     "sine": sine,
     "omniglot": omniglot,
     "miniimagenet": miniimagenet,
     "folder": folder,
+    "nav2d": nav2d,
+    **ROBOTS,
 }
 
 PLACES = ("data", "threads")  # settings that change no number

@@ -366,11 +366,11 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
         batch = data["train"].sample_labelled(config.meta_batch_size, size, rng=rng)
         return Task(batch, batch)
 
-    def step(state: dict[str, Any], task: Task) -> tuple[dict[str, Any], float]:
+    def step(state: dict[str, Any], task: Task) -> tuple[dict[str, Any], dict[str, float]]:
         params, opt, query_losses = meta_step(state["params"], state["opt"], task)
-        return {"params": params, "opt": opt}, float(query_losses.numpy().mean())
+        return {"params": params, "opt": opt}, {"train_loss": float(query_losses.numpy().mean())}
 
-    def validate(state: dict[str, Any]) -> tuple[float, dict[str, float]]:
+    def validate(state: dict[str, Any], _: dict[str, float]) -> tuple[float, dict[str, float]]:
         params = state["params"]
         scores = accuracies(_for_tasks(config, params), _validation(config, data))
         (row,) = rows("validation", "MAML", scores)

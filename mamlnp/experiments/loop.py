@@ -60,8 +60,8 @@ def train(
     *,
     init: Callable[[], Tree],
     draw: Callable[[int], Any],
-    step: Callable[[Tree, Any], tuple[Tree, float]],
-    validate: Callable[[Tree], tuple[float, dict[str, float]]],
+    step: Callable[[Tree, Any], tuple[Tree, dict[str, float]]],
+    validate: Callable[[Tree, dict[str, float]], tuple[float, dict[str, float]]],
     resume: bool = False,
 ) -> None:
     """Run the meta-iterations of a run, from its checkpoint if ``resume``.
@@ -76,18 +76,19 @@ def train(
             and the checkpoint replaced.
         init: makes the first state, a nested dict of Arrays and numbers.
         draw: n -> what step n takes; run ahead, on a thread of its own.
-        step: (state, what was drawn) -> (new state, training loss).
-        validate: state -> (score, what to log); the lowest score is the best.
+        step: (state, what was drawn) -> (new state, numbers), such as {"train_loss": 0.3}; their
+            means since the last validation are logged.
+        validate: (state, those means) -> (score, what to log too); the lowest score is the best.
 
     Raises:
         Interrupted: after Ctrl-C, with everything saved.
-        DataError: the loss is not a finite number any more, or the checkpoint is of another
+        DataError: a number of the steps is not finite any more, or the checkpoint is of another
             architecture.
     """
     iterations, validate_every = schedule.meta_iterations, schedule.validate_every
     start, seconds = 0, 0.0
     best: dict[str, Any] = {"iteration": None, "score": None}
-    recent: list[float] = []
+    recent: dict[str, list[float]] = {}
     state = init()
     best_state = state
     if resume:
@@ -97,7 +98,7 @@ def train(
         check_fits(where, saved.arrays["best"], state)
         start, state = saved.iteration, from_host(saved.arrays["state"])
         best_state = from_host(saved.arrays["best"])
-        recent = saved.arrays["recent"].tolist()
+        recent = {name: numbers.tolist() for name, numbers in saved.arrays["recent"].items()}
         best, seconds = saved.meta["best"], saved.meta["wall_seconds"]
 
     began = time.perf_counter()
@@ -106,7 +107,7 @@ def train(
         arrays = {
             "state": tree.map(_to_host, state),
             "best": tree.map(_to_host, best_state),
-            "recent": np.asarray(recent, np.float64),
+            "recent": {name: np.asarray(numbers) for name, numbers in recent.items()},
         }
         wall = seconds + time.perf_counter() - began
         run.save(done, arrays, {"best": best, "wall_seconds": wall})
@@ -121,24 +122,26 @@ def train(
             drawn = drawing.result()
             if n + 1 < iterations:
                 drawing = ahead.submit(draw, n + 1)
-            state, loss = step(state, drawn)
-            recent.append(loss)
+            state, numbers = step(state, drawn)
+            for name, number in numbers.items():
+                recent.setdefault(name, []).append(number)
             bar.update()
             done = n + 1
             if done % validate_every == 0 or done == iterations:
-                train_loss = float(np.mean(recent))
-                if not np.isfinite(train_loss):
-                    raise DataError(
-                        f"{run.path}: the training loss is {train_loss} around iteration {done}. "
-                        "Lower inner_lr or meta_lr; the last checkpoint is kept."
-                    )
-                recent = []
-                score, shown = validate(state)
+                means = {name: float(np.mean(numbers)) for name, numbers in recent.items()}
+                for name, number in means.items():
+                    if not np.isfinite(number):
+                        raise DataError(
+                            f"{run.path}: {name} is {number} around iteration {done}. "
+                            "Lower inner_lr or meta_lr; the last checkpoint is kept."
+                        )
+                recent = {}
+                score, shown = validate(state, means)
                 if best["score"] is None or score < best["score"]:
                     best, best_state = {"iteration": done, "score": score}, state
-                bar.set_postfix({"train": f"{train_loss:.4g}", **_short(shown)})
+                bar.set_postfix(_short({**means, **shown}))
                 wall = seconds + time.perf_counter() - began
-                row = {"train_loss": train_loss, **shown, "wall_seconds": round(wall, 2)}
+                row = {**means, **shown, "wall_seconds": round(wall, 2)}
                 run.log(done, row)
                 save(done)
             if asked.is_set():

@@ -30,7 +30,7 @@ class Row:
         mean: over tasks.
         ci95: half the width of the 95 % interval of the mean, 1.96 sigma / sqrt(tasks).
         tasks: how many.
-        diverged: tasks whose score is not finite, or (for an error) beyond a hundred.
+        diverged: tasks whose score is not finite, or not within its bound.
     """
 
     setting: str
@@ -78,8 +78,11 @@ def scorer(
     return of_all
 
 
-def rows(setting: str, method: str, scores: np.ndarray) -> list[Row]:
-    """One row for every number of steps, from 0; ``scores`` is (steps + 1, tasks)."""
+def rows(setting: str, method: str, scores: np.ndarray, *, bound: float = 100.0) -> list[Row]:
+    """One row for every number of steps, from 0; ``scores`` is (steps + 1, tasks).
+
+    A task has diverged if its score's size is not below ``bound``.
+    """
     out = []
     for steps, values in enumerate(scores.astype(np.float64)):
         with np.errstate(over="ignore", invalid="ignore"):
@@ -92,7 +95,7 @@ def rows(setting: str, method: str, scores: np.ndarray) -> list[Row]:
                 mean,
                 1.96 * spread / math.sqrt(len(values)),
                 len(values),
-                int((~(np.abs(values) < 100)).sum()),
+                int((~(np.abs(values) < bound)).sum()),
             )
         )
     return out

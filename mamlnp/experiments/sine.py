@@ -186,16 +186,16 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
         flat = Batch(points.x.reshape(-1, 1), points.y.reshape(-1, 1))
         return task, flat, Batch(told.x.reshape(-1, 3), flat.y)
 
-    def step(state: dict[str, Any], drawn: Any) -> tuple[dict[str, Any], float]:
+    def step(state: dict[str, Any], drawn: Any) -> tuple[dict[str, Any], dict[str, float]]:
         task, flat, flat_told = drawn
         params, opt, query_losses = meta_step(state["maml"]["params"], state["maml"]["opt"], task)
         state = {**state, "maml": {"params": params, "opt": opt}}
         if flat is not None:
             state["pretrained"] = pretrain(state["pretrained"], flat)
             state["oracle"] = train_oracle(state["oracle"], flat_told)
-        return state, float(query_losses.numpy().mean())
+        return state, {"train_loss": float(query_losses.numpy().mean())}
 
-    def validate(state: dict[str, Any]) -> tuple[float, dict[str, float]]:
+    def validate(state: dict[str, Any], _: dict[str, float]) -> tuple[float, dict[str, float]]:
         means = scores(state["maml"]["params"], validation).mean(axis=1, dtype=np.float64)
         shown = {f"validation_{s}_steps": float(means[s]) for s in (1, 5, 10)}
         score = float(means[[1, 5, 10]].mean())

@@ -1,0 +1,370 @@
+"""MAML for reinforcement learning (Finn et al. 2017, section 5.3), whatever the environment.
+
+The experiments say which environment (nav2d.py, locomotion.py); what is done with it is here.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import optim, plots
+from ..rl.agent import Agent
+from ..rl.envs import ENVIRONMENTS, Environment
+from ..rl.maml_rl import Learner, MetaPolicy, meta_step, per_task
+from ..rl.policy import Policy
+from ..rl.rollout import Sampler, Transitions
+from ..runs import CHECKPOINT, Run
+from ..tasks import counted_rng
+from . import loop
+from .scores import Row, as_table, rows
+
+TEST_SEED = 2017
+TEST_STEPS = 3
+FINE_TUNING_LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+Returns = Mapping[int, float]
+"""Mean returns by the number of gradient steps."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run; the paper's but for what the table of deviations says.
+
+    Attributes:
+        baseline: train a baseline instead of MAML: "pretrained" is one policy for all tasks
+            together, fine-tuned on each; "oracle" one that observes the task.
+        meta_iterations: outer steps.
+        meta_batch_size: tasks an outer step.
+        rollouts: a task, before every inner step and after the last.
+        eval_rollouts: the same in evaluation.
+        inner_lr: alpha, on the mean over time steps; in evaluation half of it after the first step.
+        inner_steps: in training.
+        first_order: leave out the second derivatives.
+        meta_optimizer: "trpo", with exact products of the divergence's Hessian through the inner
+            update, or plain "adam".
+        max_kl: TRPO's trust region: mean divergence of the adapted policies, in nats.
+        meta_lr: of Adam.
+        discount: gamma.
+        gae_lambda: of generalised advantage estimation.
+        validate_every: meta-iterations from one checkpoint to the next; the kept parameters are
+            those with the highest return after adaptation, on the training tasks since the last.
+        threads: how many run at once; as many as there are cores if not given.
+        eager: run every operation as it comes, instead of compiling.
+        seed: of everything random.
+    """
+
+    baseline: Literal["pretrained", "oracle"] | None = None
+    meta_iterations: int = 500
+    meta_batch_size: int = 40
+    rollouts: int = 20
+    eval_rollouts: int = 20
+    inner_lr: float = 0.1
+    inner_steps: int = 1
+    first_order: bool = False
+    meta_optimizer: Literal["trpo", "adam"] = "trpo"
+    max_kl: float = 0.01
+    meta_lr: float = 1e-3
+    discount: float = 0.99
+    gae_lambda: float = 1.0
+    validate_every: int = 10
+    threads: int | None = None
+    eager: bool = False
+    seed: int = 0
+
+    environment: ClassVar[str]
+    paper: ClassVar[Mapping[str, Returns]] = {}
+
+    @property
+    def trained_steps(self) -> int:
+        """Inner steps in training: none for a baseline."""
+        return 0 if self.baseline else self.inner_steps
+
+    def describe(self) -> dict[str, Any]:
+        """What a reader of the log has to know."""
+        update = f"Adam, step size {self.meta_lr:g}, on the likelihood-ratio surrogate"
+        if self.meta_optimizer == "trpo":
+            update = f"TRPO, mean divergence at most {self.max_kl:g} nats, exact products"
+        facts = {
+            "tasks": f"{self.meta_batch_size} a meta-iteration, {self.rollouts} rollouts each",
+            "meta-gradient": "first order" if self.first_order else "second order",
+            "inner loop": f"REINFORCE, alpha {self.inner_lr:g}, {self.inner_steps} in training",
+            "meta-update": update,
+            "batch norm": "none",
+            "split": "fresh tasks each meta-iteration; test tasks of another stream",
+            "seed": self.seed,
+        }
+        if self.baseline:
+            facts["meta-gradient"] = f"none: baseline {self.baseline}"
+            facts["inner loop"] = "none in training"
+        return facts
+
+
+def policy_of(config: Config, environment: Environment) -> Policy:
+    """The paper's network for the environment's observations; the oracle sees the task too."""
+    sizes = environment.make(1, 1)
+    told = sizes.task_size if config.baseline == "oracle" else 0
+    return Policy(sizes.observation_size + told, sizes.action_size)
+
+
+def load(config: Config) -> Environment:
+    """The environment, whose packages must be there."""
+    found = ENVIRONMENTS[config.environment]
+    found.make(1, 1)
+    return found
+
+
+def _sampler(config: Config, environment: Environment, policy: Policy, rollouts: int) -> Sampler:
+    count = config.meta_batch_size * rollouts
+    simulations = environment.make(count, config.threads)
+    return Sampler(policy, simulations, rollouts, told=config.baseline == "oracle")
+
+
+def _learner(config: Config, policy: Policy) -> Learner:
+    meta = MetaPolicy(policy, config.inner_lr, config.first_order)
+    plain = optim.adam(config.meta_lr) if config.meta_optimizer == "adam" else None
+    how: dict[str, Any] = {"threads": config.threads, "compiled": not config.eager}
+    return Learner(meta, optimizer=plain, max_divergence=config.max_kl, **how)
+
+
+def train(config: Config, run: Run, environment: Environment, *, resume: bool = False) -> None:
+    """Algorithm 3 over the meta-iterations; ends with a picture in the run's folder."""
+    policy = policy_of(config, environment)
+    sampler, learner = (
+        _sampler(config, environment, policy, config.rollouts),
+        _learner(config, policy),
+    )
+
+    def init() -> dict[str, Any]:
+        params = policy.init(rng=counted_rng(config.seed, "init"))
+        plain = config.meta_optimizer == "adam"
+        return {"params": params, "opt": optim.adam(config.meta_lr).init(params) if plain else {}}
+
+    def step(state: dict[str, Any], n: int) -> tuple[dict[str, Any], dict[str, float]]:
+        began = time.perf_counter()
+        rng = counted_rng(config.seed, "train", n)
+        tasks = environment.sample_tasks(config.meta_batch_size, rng)
+        update, seen = meta_step(
+            learner,
+            sampler,
+            state["params"],
+            state["opt"],
+            tasks,
+            inner_steps=config.trained_steps,
+            rng=rng,
+            discount=config.discount,
+            gae_lambda=config.gae_lambda,
+        )
+        numbers = {"before": float(seen[0].returns().mean())}
+        numbers["after"] = float(seen[-1].returns().mean())
+        if update.report is not None:
+            numbers["kl"] = update.report.divergence
+            numbers["backtracks"] = update.report.backtracks
+        numbers["broken_steps"] = sum(transitions.broken for transitions in seen)
+        taken = sum(transitions.rewards.size for transitions in seen)
+        numbers["steps_per_second"] = taken / (time.perf_counter() - began)
+        return {"params": update.params, "opt": update.state}, numbers
+
+    def validate(_: Any, means: dict[str, float]) -> tuple[float, dict[str, float]]:
+        return -means["after"], {}
+
+    loop.train(
+        run, config, init=init, draw=lambda n: n, step=step, validate=validate, resume=resume
+    )
+    plots.returns_curve(run, config.paper)
+
+
+# ---- test
+
+
+def _test_tasks(environment: Environment, count: int, stream: str) -> np.ndarray:
+    """Fixed tasks; all equally often where there are few."""
+    if environment.spread_tasks is not None:
+        return environment.spread_tasks(count)
+    return environment.sample_tasks(count, counted_rng(TEST_SEED, stream))
+
+
+def adapted_returns(
+    learner: Learner,
+    sampler: Sampler,
+    params: Any,
+    tasks: np.ndarray,
+    lrs: Sequence[float],
+    *,
+    batch: int,
+    stream: str,
+    seen: Callable[[list[Transitions]], None] = lambda episodes: None,
+) -> np.ndarray:
+    """Every task's mean return before and after each gradient step, (len(lrs) + 1, tasks).
+
+    Args:
+        learner, sampler: of the policy.
+        params: theta.
+        tasks: (n, task size).
+        lrs: alpha of every step.
+        batch: tasks at once, as many as the sampler has room for.
+        stream: what randomness is drawn from.
+        seen: is given all episodes of a batch of tasks.
+    """
+    parts = []
+    for start in range(0, len(tasks), batch):
+        here = tasks[start : start + batch]
+        padded = np.resize(here, (batch, here.shape[1]))
+        rng = counted_rng(TEST_SEED, stream, start)
+        thetas, episodes = per_task(params, batch), []
+        for lr in (*lrs, None):
+            episodes.append(sampler.sample(thetas, padded, rng=rng))
+            if lr is not None:
+                thetas = learner.adapt(thetas, episodes[-1].experience(), lr)
+        seen(episodes)
+        parts.append(np.stack([e.returns()[: len(here)] for e in episodes]))
+    return np.concatenate(parts, axis=1)
+
+
+def test_lrs(lr: float) -> list[float]:
+    """alpha at the first step, half of it afterwards, as in the authors' evaluation."""
+    return [lr] + [lr / 2] * (TEST_STEPS - 1)
+
+
+def evaluate(
+    config: Config,
+    run: Run,
+    environment: Environment,
+    *,
+    tasks: int = 200,
+    baselines: bool = False,
+) -> tuple[list[Row], str]:
+    """Returns on test tasks after 0 to 3 gradient steps, beside the paper's.
+
+    The test tasks are the same for every run; where there are two directions, half are of each.
+
+    Args:
+        tasks: how many test tasks.
+        baselines: also a random initialisation, fine-tuned.
+
+    Returns:
+        The rows, and a table as text.
+    """
+    state, about = loop.best_state(run)
+    policy = policy_of(config, environment)
+    expected = policy.init(rng=counted_rng(config.seed, "init"))
+    loop.check_fits(run.path / CHECKPOINT, state["params"], expected)
+    learner = _learner(config, policy)
+    sampler = _sampler(config, environment, policy, config.eval_rollouts)
+    test = _test_tasks(environment, tasks, "test")
+    batch, name = config.meta_batch_size, run.experiment
+    parts, table = [about], []
+
+    def measured(method: str, params: Any, lrs: Sequence[float], **how: Any) -> None:
+        bar = tqdm(total=-(-tasks // batch), desc=method, leave=False, mininterval=_interval())
+
+        def done(episodes: list[Transitions]) -> None:
+            bar.update()
+
+        found = adapted_returns(
+            learner, sampler, params, test, lrs, batch=batch, stream="test", seen=done
+        )
+        bar.close()
+        steps = ", ".join(f"{lr:g}" for lr in lrs) or "none"
+        parts.append(f"{method}: step sizes {steps}")
+        table.extend(rows(name, method, found, bound=np.inf))
+
+    def tuned(params: Any) -> float:
+        """The step size with the highest return after the last step, on validation tasks."""
+        validation = _test_tasks(environment, batch, "validation")
+
+        def after(lr: float) -> float:
+            found = adapted_returns(
+                learner,
+                sampler,
+                params,
+                validation,
+                test_lrs(lr),
+                batch=batch,
+                stream="validation",
+            )
+            return float(np.nan_to_num(found[-1].mean(), nan=-np.inf))
+
+        return max(FINE_TUNING_LRS, key=after)
+
+    match config.baseline:
+        case None:
+            measured("MAML", state["params"], test_lrs(config.inner_lr))
+        case "pretrained":
+            measured("pretrained", state["params"], test_lrs(tuned(state["params"])))
+        case "oracle":
+            measured("oracle", state["params"], [])
+    if baselines:
+        measured("random init", expected, test_lrs(tuned(expected)))
+
+    methods = list(dict.fromkeys(row.method for row in table))
+    table += [
+        Row(name, f"paper {method}", steps, mean, 0.0, 1)
+        for method, printed in config.paper.items()
+        for steps, mean in printed.items()
+    ]
+    columns = [
+        column
+        for method in methods
+        for column in (method, f"paper {method}")
+        if any(row.method == column for row in table)
+    ]
+    table = [row for row in table if row.method in columns]
+    parts.append(
+        f"{name}: mean undiscounted return, 95 % interval over {tasks} tasks, "
+        f"{config.eval_rollouts} rollouts before each gradient step"
+    )
+    parts.append(as_table(table, columns))
+    picture = run.path / "returns.png"
+    plots.returns_against_steps(picture, table)
+    parts.append(f"\npictures: {picture}")
+    return table, "\n".join(parts)
+
+
+def shown_episodes(
+    config: Config, environment: Environment, params: Any, count: int
+) -> tuple[np.ndarray, list[Transitions]]:
+    """A few test tasks (count, task size), and their episodes before and after each gradient step,
+    for a picture."""
+    policy = policy_of(config, environment)
+    simulations = environment.make(count * config.eval_rollouts, config.threads)
+    kept: list[list[Transitions]] = []
+    tasks = _test_tasks(environment, count, "test")
+    adapted_returns(
+        _learner(config, policy),
+        Sampler(policy, simulations, config.eval_rollouts),
+        params,
+        tasks,
+        test_lrs(config.inner_lr),
+        batch=count,
+        stream="test",
+        seen=kept.append,
+    )
+    return tasks, kept[0]
+
+
+def _interval() -> float:
+    return 0.5 if sys.stderr.isatty() else 20
+
+
+def theta(state: Any) -> Any:
+    """The meta-learned parameters of a run's state."""
+    return state["params"]
+
+
+def learner(config: Config, params: Any, about: dict[str, Any] | None = None) -> Agent:
+    """theta of a run, ready for a task of one's own."""
+    return Agent(
+        network=policy_of(config, ENVIRONMENTS[config.environment]),
+        params=params,
+        environment=config.environment,
+        inner_lr=config.inner_lr,
+        rollouts=config.eval_rollouts,
+        about=about or {},
+    )

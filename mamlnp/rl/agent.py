@@ -1,0 +1,78 @@
+"""A meta-learned policy, ready to adapt to a task of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import tree
+from .envs import ENVIRONMENTS
+from .maml_rl import Learner, MetaPolicy, per_task
+from .policy import Policy
+from .rollout import Sampler
+
+
+@dataclass(frozen=True)
+class Agent:
+    """theta of a policy, and how to adapt it.
+
+    Attributes:
+        network: the policy that theta parametrises.
+        params: theta, or theta' once adapted; no task axis.
+        environment: its name, such as "nav2d" or "ant-dir".
+        inner_lr: alpha.
+        rollouts: before each inner step.
+        about: where it comes from: experiment, settings, scores.
+    """
+
+    network: Policy
+    params: Any
+    environment: str
+    inner_lr: float
+    rollouts: int
+    about: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def act(
+        self, observations: npt.ArrayLike, *, rng: np.random.Generator | None = None
+    ) -> npt.NDArray[np.float32]:
+        """An action for each observation, (N, O) -> (N, A) or (O,) -> (A,).
+
+        Args:
+            observations: as the environment gives them.
+            rng: to draw from the policy; its mean without one.
+        """
+        seen = np.asarray(observations, np.float32)
+        policy = self.network.distribution(self.params, np.atleast_2d(seen))
+        mean = policy.mean.numpy()
+        if rng is not None:
+            noise = rng.standard_normal(mean.shape, np.float32)
+            mean = mean + np.exp(policy.log_std.numpy()) * noise
+        return mean.reshape(*seen.shape[:-1], -1)
+
+    def adapt(
+        self,
+        task: npt.ArrayLike,
+        *,
+        inner_steps: int = 1,
+        rng: np.random.Generator,
+    ) -> Agent:
+        """theta' after as many policy-gradient steps, each on rollouts of its own in the task: the
+        first of size alpha, the others half of it, as in the authors' evaluation.
+
+        Args:
+            task: a goal of the environment's, such as (0.3, -0.2) in nav2d or -1 for backwards.
+            inner_steps: how many.
+            rng: of the rollouts.
+        """
+        simulations = ENVIRONMENTS[self.environment].make(self.rollouts, None)
+        sampler = Sampler(self.network, simulations, self.rollouts)
+        learner = Learner(MetaPolicy(self.network, self.inner_lr))
+        goal = np.reshape(np.asarray(task, np.float64), (1, simulations.task_size))
+        thetas = per_task(self.params, 1)
+        for step in range(inner_steps):
+            batch = sampler.sample(thetas, goal, rng=rng).experience()
+            thetas = learner.adapt(thetas, batch, self.inner_lr / (2 if step else 1))
+        return replace(self, params=tree.map(lambda leaf: leaf[0], thetas))

@@ -1,0 +1,293 @@
+"""MAML for reinforcement learning: Algorithm 3 of Finn, Abbeel, Levine 2017.
+
+The inner loop descends the REINFORCE loss of the episodes that theta's policy had; the outer one
+the likelihood-ratio surrogate of the episodes that the adapted policies had, through the inner
+update, within a trust region of their mean divergence. Losses are one number a task, (T,); over
+tasks there are means, so that the trust region does not depend on their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import maml, parallel, tree
+from ..array import Array, array
+from ..autodiff import grad, hvp, jvp, stop_gradient, value_and_grad, vjp
+from ..backend import to_host
+from ..ops.elementwise import exp, mul, neg
+from ..ops.reduce import sum
+from ..ops.shape import concatenate
+from ..optim import Optimizer
+from .policy import Gaussian, Policy, fisher_product, kl, log_prob
+from .rollout import Experience, Sampler, Transitions
+from .trpo import Report, trust_region_step
+
+Params = Any
+
+
+class Query(NamedTuple):
+    """The adapted policies' episodes, and those policies as they were.
+
+    Attributes:
+        experience: from them.
+        old: their distributions at its observations.
+    """
+
+    experience: Experience
+    old: Gaussian
+
+
+class Episodes(NamedTuple):
+    """A meta-batch of tasks.
+
+    Attributes:
+        support: for every inner step the episodes it learns from.
+        query: those of the policies after the last.
+    """
+
+    support: tuple[Experience, ...]
+    query: Query
+
+
+@dataclass(frozen=True)
+class MetaPolicy:
+    """The functions of theta that Algorithm 3 is made of.
+
+    Attributes:
+        policy: what theta parametrises.
+        inner_lr: alpha.
+        first_order: treat every inner gradient as a constant.
+    """
+
+    policy: Policy
+    inner_lr: float
+    first_order: bool = False
+
+    def reinforce(self, params: Params, batch: Experience) -> Array:
+        """Each task's -mean(log pi(a | o) A), (T,): equation 4 of the paper in the form whose
+        gradient is the policy gradient (Williams 1992)."""
+        chosen = log_prob(self.policy.distribution(params, batch.observations), batch.actions)
+        return neg(sum(mul(batch.weights, batch.advantages) * chosen, -1))
+
+    def descend(self, params: Params, batch: Experience, *, lr: Any = None) -> Params:
+        """theta' = theta - alpha grad L(theta) for every task's own theta (line 7)."""
+        here = stop_gradient(params) if self.first_order else params
+        grads = grad(maml.total(self.reinforce, batch))(here)
+        return maml.descend(params, grads, self.inner_lr if lr is None else lr)
+
+    def adapt(self, params: Params, support: tuple[Experience, ...], tasks: int) -> Params:
+        """Every task's theta' after as many inner steps as there are batches."""
+        theta = maml.per_task(params, tasks)
+        for batch in support:
+            theta = self.descend(theta, batch)
+        return theta
+
+    def adapted(self, params: Params, task: Episodes) -> Gaussian:
+        """The adapted policies at the query's observations."""
+        adapted = self.adapt(params, task.support, maml.num_tasks(task))
+        return self.policy.distribution(adapted, task.query.experience.observations)
+
+    def surrogate(self, params: Params, task: Episodes) -> tuple[Array, Array]:
+        """Each task's -mean(pi_theta'(a | o) / pi_old(a | o) A) and its mean KL(old || theta'),
+        (T,) both (Schulman et al. 2015, equation 14)."""
+        return self._surrogate(self.adapted(params, task), task)
+
+    def _surrogate(self, new: Gaussian, task: Episodes) -> tuple[Array, Array]:
+        batch, old = task.query
+        ratio = exp(log_prob(new, batch.actions) - log_prob(old, batch.actions))
+        loss = neg(sum(mul(batch.weights, batch.advantages) * ratio, -1))
+        return loss, sum(mul(batch.weights, kl(old, new)), -1)
+
+    def meta_gradient(self, params: Params, task: Episodes) -> tuple[Array, Params]:
+        """The losses (T,), and the gradient by theta of their sum, through the inner loop."""
+
+        def objective(theta: Params) -> tuple[Array, Array]:
+            losses, _ = self.surrogate(theta, task)
+            return sum(losses), losses
+
+        (_, losses), grads = value_and_grad(objective, has_aux=True)(params)
+        return losses, grads
+
+    def divergence_product(self, at: tuple[Params, Params], task: Episodes) -> Params:
+        """H v, H the Hessian of the tasks' summed mean KL(old || theta'), where old is theta'.
+
+        There the divergence has its minimum, so that H is exactly J' M J: J the derivative of the
+        adapted policies by theta, through the inner update; M the Gaussians' Fisher information.
+        No third derivative is in it.
+
+        Args:
+            at: theta and v.
+            task: the meta-batch.
+        """
+        params, vector = at
+        weights = task.query.experience.weights
+
+        def adapted(theta: Params) -> Gaussian:
+            return self.adapted(theta, task)
+
+        new, tangent = jvp(adapted, (params,), (vector,))
+        mean, log_std = fisher_product(new, tangent)
+        _, pullback = vjp(adapted, params)
+        weighted = Gaussian(weights[..., None] * mean, sum(weights, -1)[..., None] * log_std)
+        return pullback(weighted)[0]
+
+    def divergence_hvp(self, at: tuple[Params, Params], task: Episodes) -> Params:
+        """The same H v twice backward through the divergence, wherever theta is: third derivatives
+        of the policy and all. The specification of :meth:`divergence_product`."""
+        params, vector = at
+        return hvp(lambda theta: sum(self.surrogate(theta, task)[1]), params, vector)
+
+
+class Update(NamedTuple):
+    """What a meta-update did.
+
+    Attributes:
+        params: the new theta.
+        state: of the outer loop's optimiser.
+        report: of the trust region; None for a plain step.
+    """
+
+    params: Params
+    state: Any
+    report: Report | None = None
+
+
+class Learner:
+    """Lines 7 and 10 of Algorithm 3 for a whole meta-batch, over threads, a task at a time.
+
+    Args:
+        meta: the functions of theta.
+        optimizer: of a plain meta-update; without one it is a trust region's.
+        max_divergence: the trust region: mean KL of the adapted policies, in nats.
+        threads: how many run at once; as many as there are cores if not given.
+        compiled: replay plans instead of running operation by operation.
+    """
+
+    def __init__(
+        self,
+        meta: MetaPolicy,
+        *,
+        optimizer: Optimizer | None = None,
+        max_divergence: float = 0.01,
+        threads: int | None = None,
+        compiled: bool = True,
+    ) -> None:
+        def over(f: Callable[..., Any]) -> Callable[[Any, Any], list[Any]]:
+            return parallel.over_tasks(f, threads=threads, compiled=compiled)
+
+        self.meta, self._optimizer, self._max_divergence = meta, optimizer, max_divergence
+        self._adapted = over(lambda lr, task: meta.descend(*task, lr=lr))
+        self._acting = over(lambda _, task: meta.policy.distribution(*task))
+        self._surrogate = over(meta.surrogate)
+        self._gradient = over(meta.meta_gradient)
+        self._product = over(meta.divergence_product)
+
+    def adapt(self, params: Params, batch: Experience, lr: float | None = None) -> Params:
+        """Every task's own theta after one inner step (line 7), leaves (T, ...)."""
+        alpha = array(np.float32(self.meta.inner_lr if lr is None else lr))
+        return _joined(self._adapted(alpha, (params, batch)))
+
+    def acting(self, params: Params, batch: Experience) -> Gaussian:
+        """The distributions that every task's own theta has at the observations."""
+        return _joined(self._acting((), (params, batch.observations)))
+
+    def update(self, params: Params, state: Any, task: Episodes) -> Update:
+        """theta after the meta-update (line 10)."""
+        tasks = maml.num_tasks(task)
+
+        def mean(trees: list[Any]) -> np.ndarray:
+            return np.sum([flat(tree) for tree in trees], axis=0) / tasks
+
+        gradient = mean([grads for _, grads in self._gradient(params, task)])
+        if self._optimizer is not None:
+            grads = like(params, gradient)
+            return Update(*self._optimizer.update(params, grads, state))
+
+        def product(vector: np.ndarray) -> np.ndarray:
+            return mean(self._product((params, like(params, vector)), task))
+
+        def evaluate(theta: np.ndarray) -> tuple[float, float]:
+            loss, divergence = mean(self._surrogate(like(params, theta), task))
+            return float(loss), float(divergence)
+
+        theta, report = trust_region_step(
+            flat(params), gradient, product, evaluate, max_divergence=self._max_divergence
+        )
+        return Update(like(params, theta) if report.accepted else params, state, report)
+
+
+def flat(params: Any) -> np.ndarray:
+    """All numbers of a tree in one float64 vector."""
+    leaves = [to_host(leaf.value).ravel() for leaf in tree.leaves(params)]
+    return np.concatenate(leaves, dtype=np.float64)
+
+
+def like(params: Params, vector: np.ndarray) -> Params:
+    """The tree with a vector's numbers, in the types of params."""
+    leaves = tree.leaves(params)
+    parts = np.split(vector, np.cumsum([leaf.size for leaf in leaves])[:-1])
+    shaped = (
+        array(part.reshape(leaf.shape).astype(leaf.dtype))
+        for part, leaf in zip(parts, leaves, strict=True)
+    )
+    return tree.unflatten(params, shaped)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """The results of all chunks, task after task."""
+    return tree.map(lambda *leaves: concatenate(leaves), *parts) if len(parts) > 1 else parts[0]
+
+
+def meta_step(
+    learner: Learner,
+    sampler: Sampler,
+    params: Params,
+    state: Any,
+    tasks: np.ndarray,
+    *,
+    inner_steps: int,
+    rng: np.random.Generator,
+    discount: float = 0.99,
+    gae_lambda: float = 1.0,
+) -> tuple[Update, list[Transitions]]:
+    """One iteration of Algorithm 3.
+
+    Args:
+        learner: the inner and the outer update.
+        sampler: gives a policy's episodes.
+        params: theta.
+        state: of a plain meta-update's optimiser.
+        tasks: (T, task size) (line 3).
+        inner_steps: how many.
+        rng: of the episodes.
+        discount, gae_lambda: of the advantages.
+
+    Returns:
+        The update, and the episodes before every inner step and after the last.
+    """
+    thetas = per_task(params, len(tasks))
+    seen: list[Transitions] = []
+    support: list[Experience] = []
+    while True:
+        seen.append(sampler.sample(thetas, tasks, rng=rng))  # lines 5 and 8
+        batch = seen[-1].experience(discount=discount, gae_lambda=gae_lambda)
+        if len(support) == inner_steps:
+            break
+        support.append(batch)
+        thetas = learner.adapt(thetas, batch)  # lines 6 and 7
+    query = Query(batch, learner.acting(thetas, batch))
+    return learner.update(params, state, Episodes(tuple(support), query)), seen  # line 10
+
+
+def per_task(params: Params, tasks: int) -> Params:
+    """theta once for every task, as memory of its own: leaves (T, ...)."""
+
+    def copies(leaf: Array) -> Array:
+        value = to_host(leaf.value)
+        return array(np.broadcast_to(value, (tasks, *value.shape)).copy())
+
+    return tree.map(copies, params)

@@ -1,0 +1,242 @@
+"""The experiments of reinforcement learning, on small budgets: training, resuming, evaluating."""
+
+import csv
+import dataclasses
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mamlnp as ml
+from mamlnp.cli import main
+from mamlnp.errors import DeviceError
+from mamlnp.experiments import EXPERIMENTS, nav2d, reinforcement
+from mamlnp.experiments.locomotion import ROBOTS
+from mamlnp.rl.envs import locomotion
+from mamlnp.rl.maml_rl import flat
+from mamlnp.runs import create_run
+
+NAV = nav2d.Config(
+    meta_iterations=4,
+    meta_batch_size=3,
+    rollouts=4,
+    eval_rollouts=4,
+    validate_every=2,
+    eager=True,
+)
+CHEETAH = ROBOTS["cheetah-dir"].Config(
+    meta_iterations=2,
+    meta_batch_size=2,
+    rollouts=2,
+    eval_rollouts=2,
+    validate_every=1,
+    eager=True,
+)
+SMALL = "--meta-iterations 2 --meta-batch-size 2 --rollouts 2 --eval-rollouts 2 --validate-every 1"
+
+
+def trained(path: Path, config: Any = NAV, name: str = "nav2d") -> Any:
+    run, experiment = create_run(name, config, path), EXPERIMENTS[name]
+    experiment.train(config, run, experiment.load(config))
+    return run
+
+
+def metrics(run: Any) -> list[dict[str, str]]:
+    with (run.path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        del row["wall_seconds"], row["steps_per_second"]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def cheetah(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return trained(tmp_path_factory.mktemp("runs") / "cheetah", CHEETAH, "cheetah-dir")
+
+
+def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, monkeypatch: Any) -> None:
+    whole = trained(tmp_path / "whole")
+    broken = create_run("nav2d", NAV, tmp_path / "broken")
+    taken = []
+
+    def interrupting(*args: Any, **how: Any) -> Any:
+        taken.append(1)
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return meta_step(*args, **how)
+
+    meta_step = reinforcement.meta_step
+    monkeypatch.setattr(reinforcement, "meta_step", interrupting)
+    with pytest.raises(reinforcement.loop.Interrupted):
+        nav2d.train(NAV, broken, nav2d.load(NAV))
+    monkeypatch.undo()
+    assert broken.load().iteration == 3
+    nav2d.train(NAV, broken, nav2d.load(NAV), resume=True)
+    assert metrics(whole) == metrics(broken)
+    a, b = (run.load().arrays for run in (whole, broken))
+    assert all((x == y).all() for x, y in zip(*map(ml.tree.leaves, (a, b)), strict=True))
+
+
+def test_the_log_says_what_happened(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    rows = metrics(run)
+    assert [row["iteration"] for row in rows] == ["2", "4"]
+    for row in rows:
+        assert float(row["before"]) < 0 and float(row["after"]) < 0
+        assert 0 <= float(row["kl"]) <= NAV.max_kl and float(row["broken_steps"]) == 0
+    with Image.open(run.path / "curve.png") as picture:
+        assert min(picture.size) > 200
+
+
+def test_navigation_learns(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        NAV, meta_iterations=15, meta_batch_size=8, rollouts=10, validate_every=5, eager=False
+    )
+    run = trained(tmp_path / "run", config)
+    table, text = nav2d.evaluate(config, run, nav2d.load(config), tasks=12)
+    at = {row.steps: row.mean for row in table if row.method == "MAML"}
+    assert set(at) == {0, 1, 2, 3} and at[1] > at[0] + 5
+    assert "step sizes 0.5, 0.25, 0.25" in text and "-11.7" in text
+    assert {row.tasks for row in table if row.method == "MAML"} == {12}
+    for name in ("returns.png", "paths.png"):
+        with Image.open(run.path / name) as picture:
+            assert min(picture.size) > 200
+
+
+@pytest.mark.parametrize(
+    ("how", "methods"),
+    [
+        ({"baseline": "pretrained"}, {"pretrained", "paper pretrained"}),
+        ({"baseline": "oracle"}, {"oracle", "paper oracle"}),
+        ({"meta_optimizer": "adam"}, {"MAML", "paper MAML"}),
+        ({"first_order": True}, {"MAML", "paper MAML"}),
+        ({"eager": False}, {"MAML", "paper MAML"}),
+    ],
+)
+def test_every_way_trains_and_is_scored(how: Any, methods: set[str], tmp_path: Path) -> None:
+    config = dataclasses.replace(NAV, **how)
+    run = trained(tmp_path / "run", config)
+    table, _ = nav2d.evaluate(config, run, nav2d.load(config), tasks=4)
+    assert {row.method for row in table} == methods
+    if config.baseline == "oracle":
+        assert {row.steps for row in table} == {0}
+    assert "kl" in metrics(run)[0] or config.meta_optimizer == "adam"
+
+
+def test_evaluation_compares_with_a_random_beginning(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    table, _ = nav2d.evaluate(NAV, run, nav2d.load(NAV), tasks=4, baselines=True)
+    assert {"MAML", "random init", "paper random init"} <= {row.method for row in table}
+
+
+def test_test_tasks_differ_and_are_the_same_each_time(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    first, again = (nav2d.evaluate(NAV, run, nav2d.load(NAV), tasks=7)[0] for _ in range(2))
+    assert first == again
+    assert all(row.ci95 > 0 for row in first if row.method == "MAML")
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_the_robots_train_and_are_scored(name: str, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        ROBOTS[name].Config(), **{f: getattr(CHEETAH, f) for f in vars(CHEETAH) if f != "max_kl"}
+    )
+    run = trained(tmp_path / "run", config, name)
+    table, text = ROBOTS[name].evaluate(config, run, ROBOTS[name].load(config), tasks=4)
+    assert {row.steps for row in table} == {0, 1, 2, 3} and "paper MAML" in text
+
+
+# ---- what was learned, in use
+
+
+def test_an_agent_adapts_and_acts(cheetah: Any) -> None:
+    agent = ml.load(cheetah.path)
+    assert agent.environment == agent.about["experiment"] == "cheetah-dir"
+    adapted = agent.adapt(1.0, rng=np.random.default_rng(0))
+    again = agent.adapt([1.0], rng=np.random.default_rng(0))
+    assert (flat(adapted.params) == flat(again.params)).all()
+    assert (flat(adapted.params) != flat(agent.params)).any()
+    assert agent.act(np.zeros(20)).shape == (6,)
+    assert agent.act(np.zeros((4, 20)), rng=np.random.default_rng(0)).shape == (4, 6)
+
+
+def test_a_film_is_shot(cheetah: Any, tmp_path: Path, capsys: Any) -> None:
+    try:
+        locomotion.Camera(locomotion.physics("cheetah"), 60, 80).close()
+    except DeviceError as error:
+        pytest.skip(str(error))
+    for ending in ("gif", "mp4"):
+        out = tmp_path / f"film.{ending}"
+        main(["render", str(cheetah.path), "--out", str(out), "--task", "1", "--steps", "0"])
+        assert out.stat().st_size > 10_000
+    assert "goal 1" in capsys.readouterr().out
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames == 100 and film.size == (320, 262)
+
+
+# ---- bad input
+
+
+def refused(argv: list[str], capsys: Any) -> str:
+    capsys.readouterr()  # what was printed before
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "film.avi"], "film.avi is no film. End it with .gif or .mp4"),
+        (["--steps", "-1"], "--steps: -1 are less than none"),
+    ],
+)
+def test_a_film_that_cannot_be(options: list[str], message: str, cheetah: Any, capsys: Any) -> None:
+    assert message in refused(["render", str(cheetah.path), *options], capsys)
+
+
+def test_a_film_needs_a_body(tmp_path: Path, capsys: Any) -> None:
+    run = trained(tmp_path / "run")
+    assert "has no body to film" in refused(["render", str(run.path)], capsys)
+    assert "has no body to film" in refused(["render", "sine"], capsys)
+
+
+def test_without_mujoco_one_line_names_the_extra(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    line = refused(["train", "ant-dir", "--out", str(tmp_path / "run")], capsys)
+    assert "pip install 'mamlnp[rl]'" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_another_experiment_are_refused(tmp_path: Path, capsys: Any) -> None:
+    run = trained(tmp_path / "run")
+    line = refused(["evaluate", str(run.path), "--batch-norm", "support"], capsys)
+    assert "--batch-norm: not of nav2d" in line
+    assert "--data: nav2d has none" in refused(
+        ["evaluate", str(run.path), "--data", str(tmp_path)], capsys
+    )
+
+
+def test_a_checkpoint_of_another_architecture(tmp_path: Path, cheetah: Any, capsys: Any) -> None:
+    run = trained(tmp_path / "run")
+    checkpoint = run.path / "checkpoint.safetensors"
+    checkpoint.write_bytes((cheetah.path / "checkpoint.safetensors").read_bytes())
+    assert "is of another architecture" in refused(["evaluate", str(run.path)], capsys)
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: Any) -> None:
+    out = str(tmp_path / "run")
+    main(["train", "cheetah-vel", *SMALL.split(), "--out", out])
+    main(["evaluate", out, "--tasks", "4"])
+    shown = capsys.readouterr().out
+    assert "exact products" in shown and "4 tasks, 2 rollouts" in shown
+    main(["export", out, str(tmp_path / "policy.safetensors")])
+    assert ml.load(tmp_path / "policy.safetensors").environment == "cheetah-vel"

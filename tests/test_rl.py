@@ -1,0 +1,490 @@
+"""The mathematics of policy-gradient MAML, against closed forms, loops and finite differences."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from mamlnp import array, check_grads, maml, tree
+from mamlnp.autodiff import grad
+from mamlnp.ops.reduce import sum as total
+from mamlnp.rl import advantages
+from mamlnp.rl.envs import ENVIRONMENTS
+from mamlnp.rl.envs.simulations import Step
+from mamlnp.rl.maml_rl import (
+    Episodes,
+    Learner,
+    MetaPolicy,
+    Query,
+    flat,
+    like,
+    meta_step,
+    per_task,
+)
+from mamlnp.rl.policy import Gaussian, Policy, fisher_product, kl, log_prob
+from mamlnp.rl.rollout import Experience, Sampler, Transitions
+from mamlnp.rl.trpo import conjugate_gradient, trust_region_step
+
+POLICY = Policy(3, 2, hidden=(5, 4))
+T, N = 2, 7
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def gaussian(seed: int, *shape: int) -> Gaussian:
+    mean, log_std = rng(seed).normal(size=shape), 0.3 * rng(seed + 1).normal(size=shape[-1])
+    return Gaussian(array(mean), array(log_std))
+
+
+def experience(seed: int, dtype: Any = np.float64, counted: int = N) -> Experience:
+    draw = rng(seed)
+    weights = np.zeros((T, N))
+    weights[:, :counted] = 1 / counted
+    leaves = (
+        draw.normal(size=(T, N, 3)),
+        draw.normal(size=(T, N, 2)),
+        draw.normal(size=(T, N)),
+        weights,
+    )
+    return Experience(*(leaf.astype(dtype) for leaf in leaves))
+
+
+def params_of(seed: int = 3, dtype: Any = np.float64) -> Any:
+    """With a standard deviation that is not 1, and biases that are not 0."""
+    params = POLICY.init(rng=rng(seed), dtype=dtype)
+    return tree.map(
+        lambda p: array(p.numpy() + 0.1 * rng(9).normal(size=p.shape).astype(dtype)), params
+    )
+
+
+def episodes(meta: MetaPolicy, params: Any, inner_steps: int = 1, **how: Any) -> Episodes:
+    """Support and query of T tasks, the query's old policies those adapted from params."""
+    support = tuple(experience(10 + j, **how) for j in range(inner_steps))
+    batch = experience(20, **how)
+    adapted = meta.adapt(params, support, T)
+    return Episodes(support, Query(batch, POLICY.distribution(adapted, batch.observations)))
+
+
+# ---- the Gaussian
+
+
+def test_log_probability_in_closed_form() -> None:
+    policy, actions = gaussian(0, 6, 2), rng(5).normal(size=(6, 2))
+    std = np.exp(policy.log_std.numpy())
+    density = np.exp(-0.5 * ((actions - policy.mean.numpy()) / std) ** 2)
+    density /= std * np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(log_prob(policy, actions).numpy(), np.log(density).sum(-1))
+
+
+def test_divergence_is_the_mean_log_ratio() -> None:
+    old, new = gaussian(0, 1, 2), gaussian(4, 1, 2)
+    actions = old.mean.numpy() + np.exp(old.log_std.numpy()) * rng(7).normal(size=(400_000, 2))
+    ratio = (log_prob(old, actions) - log_prob(new, actions)).numpy()
+    assert kl(old, new).numpy()[0] == pytest.approx(ratio.mean(), abs=4 * ratio.std() / 632)
+    assert kl(old, old).numpy()[0] == pytest.approx(0, abs=1e-15)
+
+
+def test_fisher_information_is_the_divergences_hessian() -> None:
+    policy, tangent = gaussian(0, 1, 2), gaussian(4, 1, 2)
+    h = 1e-4
+
+    def gradient(by: float) -> Any:
+        at = Gaussian(*(p + by * t for p, t in zip(policy, tangent, strict=True)))
+        return grad(lambda new: total(kl(policy, new)))(at)
+
+    product = fisher_product(policy, tangent)
+    for up, down, exact in zip(gradient(h), gradient(-h), product, strict=True):
+        np.testing.assert_allclose((up - down).numpy() / (2 * h), exact.numpy(), rtol=1e-6)
+
+
+def test_the_policy_begins_with_standard_deviation_one() -> None:
+    params = POLICY.init(rng=rng())
+    assert not params["log_std"].numpy().any()
+    assert params["linear1"]["w"].shape == (3, 5) and not params["linear3"]["b"].numpy().any()
+
+
+# ---- returns, baseline, advantages
+
+
+def lanes(seed: int = 0, shape: tuple[int, int, int] = (2, 3, 12)) -> tuple[np.ndarray, np.ndarray]:
+    """Values, and where episodes end, in every lane at its last step too."""
+    ends = rng(seed).random(shape) < 0.25
+    ends[..., -1] = True
+    return rng(seed + 1).normal(size=shape), ends
+
+
+@given(seed=st.integers(0, 1000), discount=st.sampled_from([0.0, 0.9, 1.0]))
+def test_discounted_sums_stop_at_the_ends_of_episodes(seed: int, discount: float) -> None:
+    values, ends = lanes(seed)
+    found = advantages.discounted(values, ends, discount)
+    for where in np.ndindex(*values.shape):
+        expected, weight = 0.0, 1.0
+        for t in range(where[2], values.shape[2]):
+            expected += weight * values[(*where[:2], t)]
+            weight *= discount
+            if ends[(*where[:2], t)]:
+                break
+        assert found[where] == pytest.approx(expected, abs=1e-12)
+
+
+def test_with_lambda_one_an_advantage_is_return_less_value() -> None:
+    rewards, ends = lanes()
+    values = rng(8).normal(size=rewards.shape)
+    found = advantages.generalised(rewards, values, ends, 0.9, 1.0)
+    np.testing.assert_allclose(found, advantages.discounted(rewards, ends, 0.9) - values)
+
+
+def test_with_lambda_zero_an_advantage_is_one_temporal_difference() -> None:
+    rewards, ends = lanes()
+    values = rng(8).normal(size=rewards.shape)
+    found = advantages.generalised(rewards, values, ends, 0.9, 0.0)
+    for lane in np.ndindex(*rewards.shape[:2]):
+        for t in range(rewards.shape[2]):
+            after = 0.0 if ends[(*lane, t)] else values[(*lane, t + 1)]
+            expected = rewards[(*lane, t)] + 0.9 * after - values[(*lane, t)]
+            assert found[(*lane, t)] == pytest.approx(expected)
+
+
+def test_the_features_of_the_baseline() -> None:
+    observations = np.full((1, 1, 2, 1), 20.0, np.float32)
+    found = advantages.features(observations, np.array([[[0, 50]]]))
+    np.testing.assert_allclose(found[0], [[10, 100, 0, 0, 0, 1], [10, 100, 0.5, 0.25, 0.125, 1]])
+
+
+def test_the_baseline_is_least_squares_on_the_steps_that_count() -> None:
+    inputs, weight = rng().normal(size=(2, 40, 4)), rng(1).normal(size=(2, 4))
+    returns = np.einsum("tnf,tf->tn", inputs, weight)
+    counts = np.ones((2, 40))
+    counts[:, 30:] = 0
+    returns[:, 30:] = 1e6  # must not be seen
+    found = advantages.fitted(inputs, returns, counts)
+    np.testing.assert_allclose(found[:, :30], returns[:, :30], rtol=1e-4, atol=1e-4)
+
+
+def test_a_singular_regression_gets_a_larger_ridge() -> None:
+    inputs = np.zeros((1, 5, 2))
+    assert np.isfinite(advantages.fitted(inputs, np.ones((1, 5)), np.ones((1, 5)))).all()
+    assert not advantages.fitted(np.full((1, 5, 2), np.nan), np.ones((1, 5)), np.ones((1, 5))).any()
+
+
+def test_standardising_sees_only_the_steps_that_count() -> None:
+    values, counts = rng().normal(3, 5, (2, 3, 4)), np.ones((2, 3, 4))
+    counts[:, 2] = 0
+    values[:, 2] = 1e9
+    found = advantages.standardised(values, counts)
+    assert not found[:, 2].any()
+    np.testing.assert_allclose(found[:, :2].mean((1, 2)), 0, atol=1e-12)
+    np.testing.assert_allclose(found[:, :2].std((1, 2)), 1, rtol=1e-6)
+
+
+# ---- rollouts
+
+
+class Counting:
+    """Observes how many steps its episode has had; done after as many as its task says; breaks
+    where the task is negative, at that step."""
+
+    observation_size, action_size, task_size, horizon = 1, 1, 1, 8
+
+    def __init__(self, count: int) -> None:
+        self.steps, self.tasks = np.zeros(count), np.zeros(count)
+
+    def reset(self, tasks: Any = None, which: Any = None, *, rng: np.random.Generator) -> Any:
+        if tasks is not None:
+            self.tasks = tasks[:, 0]
+        which = slice(None) if which is None else which
+        self.steps[which] = 0
+        return self.steps[which][:, None].astype(np.float32)
+
+    def step(self, actions: np.ndarray) -> Step:
+        assert np.isfinite(actions).all()
+        self.steps += 1
+        over = self.steps == np.abs(self.tasks)
+        broken = over & (self.tasks < 0)
+        seen = np.where(broken, np.nan, self.steps)[:, None].astype(np.float32)
+        return Step(seen, np.where(broken, np.nan, 1.0), over & ~broken, broken)
+
+
+def counted(*tasks: float) -> Transitions:
+    policy = Policy(1, 1, hidden=(2,))
+    thetas = per_task(policy.init(rng=rng()), len(tasks))
+    sampler = Sampler(policy, Counting(2 * len(tasks)), 2)
+    return sampler.sample(thetas, np.array(tasks)[:, None], rng=rng(1))
+
+
+def test_an_episode_that_ends_early_is_followed_by_another() -> None:
+    found = counted(3, 100)
+    assert found.times[0, 0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert found.observations[0, 0, :, 0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert found.ends[0, 0].tolist() == [False, False, True] * 2 + [False, True]
+    assert found.times[1, 0].tolist() == list(range(8))
+
+
+def test_an_unfinished_episode_counts_only_if_it_was_the_lanes_first() -> None:
+    found = counted(3, 100)
+    assert found.counts[0, 0].tolist() == [True] * 6 + [False] * 2
+    assert found.counts[1].all()
+    assert found.returns().tolist() == [3, 8]
+
+
+def test_a_broken_step_ends_its_episode_and_poisons_nothing() -> None:
+    found = counted(-3, 100)
+    assert found.broken == 4  # twice in each of two lanes
+    assert found.counts[0, 0].tolist() == [True, True, False] * 2 + [False] * 2
+    for leaf in (found.observations, found.actions, found.rewards, *found.experience()):
+        assert np.isfinite(leaf).all()
+    assert found.returns().tolist() == [2, 8]
+
+
+def test_weights_make_means_over_the_steps_that_count() -> None:
+    batch = counted(3, 100).experience()
+    np.testing.assert_allclose(batch.weights.sum(1), 1, rtol=1e-6)
+    assert (batch.weights[0] > 0).sum() == 12 and (batch.weights[1] > 0).all()
+    assert not batch.advantages[0][batch.weights[0] == 0].any()
+
+
+def test_the_oracle_is_told_the_task() -> None:
+    policy = Policy(2, 1, hidden=(2,))
+    sampler = Sampler(policy, Counting(2), 1, told=True)
+    thetas = per_task(policy.init(rng=rng()), 2)
+    found = sampler.sample(thetas, np.array([[5.0], [7.0]]), rng=rng())
+    assert (found.observations[0, ..., 1] == 5).all() and (found.observations[1, ..., 1] == 7).all()
+
+
+def test_each_task_acts_by_its_own_parameters() -> None:
+    policy = Policy(2, 2, hidden=(3,))
+    sampler = Sampler(policy, ENVIRONMENTS["nav2d"].make(40, None), 20)
+    thetas = per_task(policy.init(rng=rng()), 2)
+    thetas["linear2"]["w"] = thetas["linear2"]["w"] * 0.0
+    thetas["linear2"]["b"] = array(np.float32([[3, 3], [-3, -3]]))
+    found = sampler.sample(thetas, np.zeros((2, 2)), rng=rng())
+    means = found.actions.mean((1, 2))
+    np.testing.assert_allclose(means, [[3, 3], [-3, -3]], atol=0.1)
+    np.testing.assert_allclose((found.actions - means[:, None, None]).std(), 1, rtol=0.05)
+
+
+# ---- Algorithm 3
+
+
+@pytest.mark.parametrize("inner_steps", [0, 1, 2])
+def test_the_meta_policy_gradient_is_the_surrogates(inner_steps: int) -> None:
+    meta, params = MetaPolicy(POLICY, 0.3), params_of()
+    task = episodes(meta, params, inner_steps, counted=5)
+    moved = tree.map(lambda p: p + 0.05, params)  # where ratios are not 1
+    check_grads(lambda theta: total(meta.surrogate(theta, task)[0]), (moved,), order=1)
+    losses, gradient = meta.meta_gradient(moved, task)
+    expected = grad(lambda theta: total(meta.surrogate(theta, task)[0]))(moved)
+    np.testing.assert_allclose(flat(gradient), flat(expected), rtol=1e-12)
+    np.testing.assert_array_equal(losses.numpy(), meta.surrogate(moved, task)[0].numpy())
+
+
+def test_at_the_old_policies_the_surrogates_gradient_is_reinforces() -> None:
+    """There the ratio's gradient is the log-probability's (docs/policy_gradients.md)."""
+    meta, params = MetaPolicy(POLICY, 0.3), params_of()
+    task = episodes(meta, params)
+
+    def score(theta: Any) -> Any:
+        adapted = meta.adapt(theta, task.support, T)
+        return total(meta.reinforce(adapted, task.query.experience))
+
+    np.testing.assert_allclose(flat(meta.meta_gradient(params, task)[1]), flat(grad(score)(params)))
+
+
+def test_the_inner_step_is_the_paper_s() -> None:
+    meta, params, batch = MetaPolicy(POLICY, 0.3), params_of(), experience(1)
+    (one,) = [meta.adapt(params, (batch,), T)]
+    same = maml.adapt(meta.reinforce, params, batch, inner_lr=0.3)
+    np.testing.assert_allclose(flat(one), flat(same), rtol=1e-12)
+    for task in range(T):
+        alone = Experience(*(leaf[task : task + 1] for leaf in batch))
+        grads = grad(lambda p, alone=alone: total(meta.reinforce(p, alone)))(params)
+        expected = tree.map(lambda p, g: p - 0.3 * g, params, grads)
+        np.testing.assert_allclose(flat(tree.map(lambda p, i=task: p[i], one)), flat(expected))
+
+
+def test_first_order_leaves_out_the_second_derivatives() -> None:
+    params = params_of()
+    second, first = (MetaPolicy(POLICY, 0.3, first_order=order) for order in (False, True))
+    task = episodes(second, params)
+    a, b = (flat(meta.meta_gradient(params, task)[1]) for meta in (second, first))
+    adapted = second.adapt(params, task.support, T)
+    direct = grad(
+        lambda theta: total(
+            second._surrogate(POLICY.distribution(theta, task.query.experience.observations), task)[
+                0
+            ]
+        )
+    )(adapted)
+    np.testing.assert_allclose(b, flat(tree.map(lambda g: total(g, 0), direct)), rtol=1e-10)
+    assert np.linalg.norm(a - b) > 0.01 * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("inner_steps", [0, 1, 2])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_the_two_exact_products_agree_at_the_old_policies(
+    inner_steps: int, first_order: bool
+) -> None:
+    meta, params = MetaPolicy(POLICY, 0.3, first_order), params_of()
+    task = episodes(meta, params, inner_steps, counted=5)
+    v = like(params, rng(4).normal(size=flat(params).size))
+    fast, twice = (f((params, v), task) for f in (meta.divergence_product, meta.divergence_hvp))
+    np.testing.assert_allclose(flat(fast), flat(twice), rtol=1e-8, atol=1e-12)
+
+
+def test_the_exact_product_is_the_limit_of_the_authors_difference() -> None:
+    meta, params = MetaPolicy(POLICY, 0.3), params_of()
+    task = episodes(meta, params)
+    v = rng(4).normal(size=flat(params).size)
+    gradient = grad(lambda theta: total(meta.surrogate(theta, task)[1]))
+
+    def difference(h: float) -> np.ndarray:
+        up, down = (flat(gradient(like(params, flat(params) + s * h * v))) for s in (1, -1))
+        return (up - down) / (2 * h)
+
+    exact = flat(meta.divergence_product((params, like(params, v)), task))
+    errors = [np.linalg.norm(difference(h) - exact) / np.linalg.norm(exact) for h in (1e-4, 1e-5)]
+    assert errors[1] < 1e-6 and errors[1] < errors[0] / 50
+
+
+def test_away_from_the_old_policies_only_the_double_backward_product_is_the_hessian() -> None:
+    meta, params = MetaPolicy(POLICY, 0.3), params_of()
+    task, moved = episodes(meta, params), tree.map(lambda p: p + 0.1, params)
+    v = like(params, rng(4).normal(size=flat(params).size))
+    check_grads(lambda theta: total(meta.surrogate(theta, task)[1]), (moved,), order=2)
+    fast, twice = (
+        flat(f((moved, v), task)) for f in (meta.divergence_product, meta.divergence_hvp)
+    )
+    assert np.linalg.norm(fast - twice) > 1e-3 * np.linalg.norm(twice)
+
+
+def test_steps_that_do_not_count_change_nothing() -> None:
+    meta, params = MetaPolicy(POLICY, 0.3), params_of()
+    v = like(params, rng(4).normal(size=flat(params).size))
+
+    def results(padding: float) -> list[np.ndarray]:
+        task = episodes(meta, params, counted=4)
+        for batch in (*task.support, task.query.experience):
+            for leaf in batch[:3]:
+                leaf[:, 4:] = padding
+        old = meta.adapted(params, task)
+        task = task._replace(query=task.query._replace(old=old))
+        loss, divergence = meta.surrogate(tree.map(lambda p: p + 0.1, params), task)
+        return [
+            loss.numpy(),
+            divergence.numpy(),
+            flat(meta.meta_gradient(params, task)[1]),
+            flat(meta.divergence_product((params, v), task)),
+        ]
+
+    for a, b in zip(results(0.0), results(7.0), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_learner_does_what_its_functions_do(compiled: bool) -> None:
+    meta, params = MetaPolicy(POLICY, 0.3), params_of(dtype=np.float32)
+    learner = Learner(meta, compiled=compiled)
+    batch = experience(1, np.float32)
+    thetas = learner.adapt(per_task(params, T), batch, 0.15)
+    same = MetaPolicy(POLICY, 0.15).adapt(params, (batch,), T)
+    np.testing.assert_allclose(flat(thetas), flat(same), rtol=1e-4, atol=1e-6)
+    acting = learner.acting(thetas, batch)
+    expected = POLICY.distribution(thetas, batch.observations)
+    np.testing.assert_allclose(acting.mean.numpy(), expected.mean.numpy(), rtol=1e-4, atol=1e-6)
+    task = episodes(meta, params, dtype=np.float32)
+    update = learner.update(params, {}, task)
+    assert update.report is not None and update.report.accepted
+    loss, divergence = (
+        float(x.numpy().astype(np.float64).mean()) for x in meta.surrogate(update.params, task)
+    )
+    before = float(meta.surrogate(params, task)[0].numpy().mean())
+    assert update.report.loss == pytest.approx(before - loss, rel=1e-2, abs=1e-5)
+    assert update.report.divergence == pytest.approx(divergence, rel=1e-2)
+    assert 0.005 < divergence <= 0.01 and loss < before
+
+
+def test_one_iteration_of_algorithm_3_on_navigation() -> None:
+    from mamlnp import optim
+
+    environment = ENVIRONMENTS["nav2d"]
+    policy = Policy(2, 2, hidden=(8,))
+    sampler, tasks = Sampler(policy, environment.make(12, None), 4), np.eye(3, 2)
+    params, plain = policy.init(rng=rng()), optim.adam(1e-2)
+    for optimizer in (None, plain):
+        learner = Learner(MetaPolicy(policy, 0.1), optimizer=optimizer)
+        state = plain.init(params) if optimizer else {}
+        for inner_steps in (0, 1, 2):
+            update, seen = meta_step(
+                learner, sampler, params, state, tasks, inner_steps=inner_steps, rng=rng(1)
+            )
+            assert len(seen) == inner_steps + 1
+            assert (flat(update.params) != flat(params)).any()
+            assert (update.report is None) == (optimizer is not None)
+
+
+# ---- TRPO
+
+
+def symmetric(size: int, seed: int = 0) -> np.ndarray:
+    root = rng(seed).normal(size=(size, size))
+    return root @ root.T + 0.5 * np.eye(size)
+
+
+@given(size=st.integers(1, 8), seed=st.integers(0, 100))
+def test_conjugate_gradient_solves_in_as_many_steps_as_there_are_unknowns(
+    size: int, seed: int
+) -> None:
+    a, b = symmetric(size, seed), rng(seed + 1).normal(size=size)
+    found = conjugate_gradient(lambda v: a @ v, b, iterations=2 * size, tolerance=1e-22)
+    np.testing.assert_allclose(found, np.linalg.solve(a, b), rtol=1e-6, atol=1e-8)
+
+
+def test_conjugate_gradient_stops_when_it_is_done() -> None:
+    products = []
+
+    def product(v: np.ndarray) -> np.ndarray:
+        products.append(v)
+        return 3 * v
+
+    np.testing.assert_allclose(conjugate_gradient(product, np.array([3.0, 6.0])), [1, 2])
+    assert len(products) == 1
+    assert not conjugate_gradient(product, np.zeros(2)).any()
+
+
+def test_the_step_fills_the_trust_region_of_a_quadratic() -> None:
+    a, g, theta = symmetric(4), rng(1).normal(size=4), rng(2).normal(size=4)
+
+    def evaluate(at: np.ndarray) -> tuple[float, float]:
+        moved = at - theta
+        return float(g @ moved), float(0.5 * moved @ a @ moved)
+
+    new, report = trust_region_step(
+        theta, g, lambda v: a @ v, evaluate, max_divergence=0.1, damping=0.0
+    )
+    assert report.accepted
+    assert report.divergence == pytest.approx(0.1, rel=0.4) and report.divergence <= 0.1
+    direction = np.linalg.solve(a, g)
+    cosine = (theta - new) @ direction / np.linalg.norm(theta - new) / np.linalg.norm(direction)
+    assert cosine == pytest.approx(1, abs=1e-6)
+
+
+def test_a_step_is_shortened_until_the_divergence_is_allowed() -> None:
+    theta, g = np.zeros(2), np.array([1.0, 0.0])
+
+    def evaluate(at: np.ndarray) -> tuple[float, float]:
+        return float(g @ at), float(2 * at @ at)  # four times what the product says
+
+    new, report = trust_region_step(theta, g, lambda v: v, evaluate, max_divergence=0.01)
+    assert report.accepted and report.divergence <= 0.01 < report.divergence / 0.8**2
+    assert report.backtracks == 4 and new[0] < 0
+
+
+def test_a_step_that_never_helps_is_not_taken() -> None:
+    theta, g = np.ones(2), np.array([1.0, 0.0])
+    new, report = trust_region_step(theta, g, lambda v: v, lambda at: (0.0, 0.0))
+    assert not report.accepted and (new == theta).all() and report.backtracks == 15
+    new, report = trust_region_step(theta, g, lambda v: -v, lambda at: (0.0, 0.0))
+    assert not report.accepted and (new == theta).all()
