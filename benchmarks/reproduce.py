@@ -16,6 +16,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,70 @@ class Row:
     seeds: tuple[int, ...] = (0,)
     paper: str = ""
     others: str = ""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the rows of a table say.
+
+    Attributes:
+        headings: of its columns.
+        cells: what stands in them, of a record and a method.
+        curve: the column of metrics.csv that is drawn over training.
+        scale: what it is multiplied by.
+        label: what it is.
+    """
+
+    headings: tuple[str, ...]
+    cells: Callable[[dict[str, Any], str], list[str]]
+    curve: str
+    scale: float
+    label: str
+
+
+def interval(record: dict[str, Any], method: str, steps: int, scale: float, end: str = "") -> str:
+    """A mean and its 95 % interval; without one the mean alone."""
+    for row in record["rows"]:
+        if (row["method"], row["steps"]) == (method, steps) and row["setting"].endswith(end):
+            mean = f"{scale * row['mean']:.1f}"
+            return mean + (f" ± {scale * row['ci95']:.1f}" if row["tasks"] > 1 else "")
+    return ""
+
+
+def accuracies(record: dict[str, Any], method: str) -> list[str]:
+    """At the number of steps the run was validated with, and that number."""
+    steps = record["config"]["eval_steps"]
+    return [*(interval(record, method, steps, 100, f", {q}") for q in QUERIES), f"{steps}"]
+
+
+def returns(record: dict[str, Any], method: str) -> list[str]:
+    """After 0 to 3 gradient steps."""
+    return [interval(record, method, steps, 1) for steps in range(4)]
+
+
+ACCURACIES = Measure(
+    (*QUERIES, "steps"),
+    accuracies,
+    "validation_accuracy",
+    100,
+    "accuracy on validation classes, %",
+)
+RETURNS = Measure(
+    ("0 steps", "1 step", "2 steps", "3 steps"),
+    returns,
+    "after",
+    1,
+    "mean return after adaptation, on training tasks",
+)
+
+
+def policies(name: str, seeds: tuple[int, ...] = (0,)) -> list[Row]:
+    """MAML with a random beginning beside it, and the two baselines that are trained."""
+    return [
+        Row("maml", name, name, "--baselines", seeds=seeds),
+        Row("pretrained", name, f"{name} --baseline pretrained"),
+        Row("oracle", name, f"{name} --baseline oracle"),
+    ]
 
 
 TABLES: dict[str, list[Row]] = {
@@ -97,6 +162,11 @@ TABLES: dict[str, list[Row]] = {
             others="91.6",
         ),
     ],
+    "nav2d": policies("nav2d", seeds=(0, 1, 2)),
+    "cheetah-vel": policies("cheetah-vel"),
+    "cheetah-dir": policies("cheetah-dir"),
+    "ant-vel": policies("ant-vel"),
+    "ant-dir": policies("ant-dir"),
     "grocery84": [
         Row(
             "maml-5w1s",
@@ -147,7 +217,7 @@ class Options:
     """Train and score the rows of a table, and write it.
 
     Attributes:
-        table: omniglot, grocery84 or miniimagenet.
+        table: omniglot, grocery84, miniimagenet, nav2d, cheetah-vel, cheetah-dir, ant-vel, ant-dir.
         data: folder with its images; else the environment variable MAMLNP_DATA.
         runs: where the run folders are.
         only: names of rows to do; all if not given.
@@ -206,7 +276,9 @@ def work(row: Row, seed: int, batch_norm: str, asked: Options) -> None:
         command("train", open_run(path).experiment, "--resume", f"{path}")
     if not evaluation(path, batch_norm).exists():
         options = row.evaluate.split() if batch_norm == row.batch_norms[0] else []
-        command("evaluate", f"{path}", "--batch-norm", batch_norm, *options)
+        if batch_norm != "transductive":
+            options += ["--batch-norm", batch_norm]
+        command("evaluate", f"{path}", *options)
 
 
 def finished(path: Path) -> bool:
@@ -234,11 +306,11 @@ def write(table: str, runs: Path) -> None:
             if found.exists():
                 with (path / METRICS).open(encoding="utf-8", newline="") as file:
                     curve = [
-                        [int(line["iteration"]), float(line["validation_accuracy"])]
+                        [int(line["iteration"]), float(line[measure(table).curve])]
                         for line in csv.DictReader(file)
                     ]
                 record = json.loads(found.read_text(encoding="utf-8"))
-                records[key(row, seed, batch_norm)] = {**record, "validation_curve": curve}
+                records[key(row, seed, batch_norm)] = {**record, "curve": curve}
     text = markdown(table, records)
     replace(stored, json.dumps(records, indent=None, separators=(",", ":")).replace("},", "},\n"))
     replace(RESULTS / f"{table}.md", text)
@@ -265,33 +337,38 @@ def replace(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def measure(table: str) -> Measure:
+    """Policies have returns, classifiers accuracies."""
+    return RETURNS if any(row.name == "oracle" for row in TABLES[table]) else ACCURACIES
+
+
 def markdown(table: str, records: dict[str, Any]) -> str:
-    """A line for every run: its accuracies at the number of steps it was validated with."""
-    lines = [
-        f"| | seed | {' | '.join(QUERIES)} | steps | meta-iterations | training | paper "
-        "| other implementations |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    """A line for every run and method, and for what the paper reports of a policy."""
+    shown = measure(table)
+    headings = ["", "seed", *shown.headings, "meta-iterations", "training"]
+    if shown is ACCURACIES:
+        headings += ["paper", "other implementations"]
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for row in TABLES[table]:
         for seed, batch_norm in scored(row):
             record = records.get(key(row, seed, batch_norm))
             if record is None:
                 continue
-            config, rows = record["config"], record["rows"]
-            for method in dict.fromkeys(r["method"] for r in rows):
-                ours = method == "MAML" or config["baseline"]
+            config, first = record["config"], seed == row.seeds[0]
+            for method in dict.fromkeys(r["method"] for r in record["rows"]):
+                printed = method.startswith("paper ")
+                if printed and not first:
+                    continue
+                ours = method == "MAML" or method == config["baseline"]
                 label = f"{method}, {row.label}"
                 if batch_norm != "transductive":
                     label += f", batch norm {batch_norm}"
-                shown = [accuracy(rows, method, asked, config["eval_steps"]) for asked in QUERIES]
+                cells = ["" if printed else f"{seed}", *shown.cells(record, method)]
                 minutes = f"{record['wall_seconds'] / 60:.0f} min"
-                lines.append(
-                    f"| {label} | {seed} | "
-                    + " | ".join(shown)
-                    + f" | {config['eval_steps']} | "
-                    + (f"{config['meta_iterations']:,} | {minutes} | " if ours else " | | ")
-                    + (f"{row.paper} | {row.others} |" if ours else " | |")
-                )
+                cells += [f"{config['meta_iterations']:,}", minutes] if ours else ["", ""]
+                if shown is ACCURACIES:
+                    cells += [row.paper, row.others] if ours else ["", ""]
+                lines.append(f"| {' | '.join([label, *cells])} |")
     machines = {
         "{cpu}, Python {python}, NumPy {numpy}, {blas} {blas_architecture}".format(**r["versions"])
         for r in records.values()
@@ -300,25 +377,19 @@ def markdown(table: str, records: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def accuracy(rows: list[dict[str, Any]], method: str, asked: str, steps: int) -> str:
-    for r in rows:
-        if r["method"] == method and r["setting"].endswith(f", {asked}") and r["steps"] == steps:
-            return f"{100 * r['mean']:.1f} ± {100 * r['ci95']:.1f}"
-    return ""
-
-
 def draw(table: str, records: dict[str, Any]) -> None:
-    """Validation accuracy against meta-iterations, a line a run."""
+    """What training is measured by against meta-iterations, a line a run."""
+    shown = measure(table)
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     for name, record in records.items():
         if record["evaluation"].get("batch_norm", "transductive") != "transductive":
             continue
-        curve = record["validation_curve"]
-        axes.plot([n for n, _ in curve], [100 * a for _, a in curve], label=name, lw=1.2)
+        iterations, values = zip(*record["curve"], strict=True)
+        axes.plot(iterations, [shown.scale * v for v in values], label=name, lw=1.2)
     axes.set(
         xlabel="meta-iterations",
-        ylabel="accuracy on validation classes, %",
+        ylabel=shown.label,
         title=f"{table}: learning curves, by row and seed",
     )
     axes.spines[["top", "right"]].set_visible(False)

@@ -92,7 +92,7 @@ def test_rows_of_tables_are_commands_that_exist(row: Any) -> None:
     name, *options = row.train.split()
     asked = dict(zip(options[::2], options[1::2], strict=True))
     module = EXPERIMENTS[name]
-    config = module.PRESETS[asked.pop("--preset")]
+    config = module.PRESETS[asked.pop("--preset")] if "--preset" in asked else module.Config()
     for option, value in asked.items():
         field = option.removeprefix("--").replace("-", "_")
         assert str(getattr(config, field)) != value, f"{option} is the preset's already"
