@@ -438,8 +438,11 @@ def test_conjugate_gradient_solves_in_as_many_steps_as_there_are_unknowns(
     size: int, seed: int
 ) -> None:
     a, b = symmetric(size, seed), rng(seed + 1).normal(size=size)
-    found = conjugate_gradient(lambda v: a @ v, b, iterations=2 * size, tolerance=1e-22)
+    found, along = conjugate_gradient(lambda v: a @ v, b, iterations=2 * size, tolerance=1e-22)
     np.testing.assert_allclose(found, np.linalg.solve(a, b), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(along, b, rtol=1e-6, atol=1e-8)
+    early, along = conjugate_gradient(lambda v: a @ v, b, iterations=1)
+    np.testing.assert_allclose(along, a @ early, rtol=1e-9, atol=1e-12)
 
 
 def test_conjugate_gradient_stops_when_it_is_done() -> None:
@@ -449,9 +452,9 @@ def test_conjugate_gradient_stops_when_it_is_done() -> None:
         products.append(v)
         return 3 * v
 
-    np.testing.assert_allclose(conjugate_gradient(product, np.array([3.0, 6.0])), [1, 2])
+    np.testing.assert_allclose(conjugate_gradient(product, np.array([3.0, 6.0]))[0], [1, 2])
     assert len(products) == 1
-    assert not conjugate_gradient(product, np.zeros(2)).any()
+    assert not conjugate_gradient(product, np.zeros(2))[0].any()
 
 
 def test_the_step_fills_the_trust_region_of_a_quadratic() -> None:

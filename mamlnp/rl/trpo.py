@@ -16,8 +16,8 @@ Product = Callable[[np.ndarray], np.ndarray]
 
 def conjugate_gradient(
     product: Product, b: np.ndarray, *, iterations: int = 10, tolerance: float = 1e-10
-) -> np.ndarray:
-    """x with A x = b, from x = 0 (Hestenes & Stiefel 1952).
+) -> tuple[np.ndarray, np.ndarray]:
+    """x with A x = b, from x = 0, and A x (Hestenes & Stiefel 1952).
 
     Args:
         product: v -> A v, A symmetric and positive definite.
@@ -26,7 +26,7 @@ def conjugate_gradient(
         tolerance: of the residual's squared length.
 
     >>> conjugate_gradient(lambda v: np.array([2.0, 4.0]) * v, np.array([2.0, 4.0]))
-    array([1., 1.])
+    (array([1., 1.]), array([2., 4.]))
     """
     x, residual = np.zeros_like(b), b.copy()
     direction, length = b.copy(), float(b @ b)
@@ -40,7 +40,7 @@ def conjugate_gradient(
         new_length = float(residual @ residual)
         direction = residual + new_length / length * direction
         length = new_length
-    return x
+    return x, b - residual
 
 
 class Report(NamedTuple):
@@ -88,10 +88,10 @@ def trust_region_step(
     Returns:
         The new theta, or the old one if every step was refused; and what happened.
     """
-    direction = conjugate_gradient(
+    direction, along = conjugate_gradient(
         lambda v: product(v) + damping * v, gradient, iterations=iterations
     )
-    curvature = float(direction @ (product(direction) + damping * direction))
+    curvature = float(direction @ along)
     if not curvature > 0:
         return theta, Report(0.0, 0.0, 0, accepted=False)
     step = math.sqrt(2 * max_divergence / curvature) * direction
