@@ -6,7 +6,8 @@
 Each row is `mamlnp train` and `mamlnp evaluate` with the options below, in a run folder of its own
 under --runs. What is done already is kept, what was interrupted goes on, and the table is written
 anew after every row: benchmarks/results/TABLE.json with everything, TABLE.md for the README,
-TABLE.png with the learning curves.
+TABLE.png with the learning curves, and of policies TABLE-steps.png with the returns after each
+gradient step.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from typing import Any
 import tyro
 from matplotlib.figure import Figure
 
+from mamlnp import plots
 from mamlnp.errors import DataError
+from mamlnp.experiments.scores import Row as Score
 from mamlnp.runs import CONFIG, EVALUATION, METRICS, atomic_write, open_run
 
 RESULTS = Path(__file__).parent / "results"
@@ -397,6 +400,10 @@ def draw(table: str, records: dict[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=8)
     with atomic_write(RESULTS / f"{table}.png") as partial:
         figure.savefig(partial)
+    if shown is RETURNS and records:
+        first = {name: r for name, r in records.items() if name.endswith("-0")}
+        rows = [Score(**row) for record in first.values() for row in record["rows"]]
+        plots.returns_against_steps(RESULTS / f"{table}-steps.png", rows)
 
 
 if __name__ == "__main__":
