@@ -11,7 +11,10 @@
     adapt RUN            learn the classes of a folder from a few images, and classify others
     render RUN           film the cheetah or the ant before and after adaptation
     export RUN FILE      write what a run learned to one file, for others to adapt
-    check                check every derivative rule, every layer and the meta-gradient
+    vectors DIR          write reference meta-gradients to hold another implementation against
+    verify DIR FILE      are these meta-gradients right, and if not, what is the mistake?
+    check [FUNCTION]     check every derivative rule, every layer and the meta-gradient, or a
+                         function of your own
     --version [-v]       the version; with -v all that results and their speed depend on
 
 mamlnp COMMAND --help explains a command's options.
@@ -20,24 +23,28 @@ mamlnp COMMAND --help explains a command's options.
 from __future__ import annotations
 
 import csv
+import importlib
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 
-from . import checks, initialisations
+from . import checks, conformance, diagnosis, initialisations
 from .backend.generated import cache_folder
 from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
-from .errors import DataError, DeviceError
+from .errors import DataError, DeviceError, GradientError
 from .experiments import EXPERIMENTS, command, experiment
 from .experiments.loop import Interrupted, check_settings
 from .experiments.scores import as_records
+from .gradcheck import check_grads
 from .learner import BATCH_NORM, BatchNorm, Classifier
 from .runs import EVALUATION, atomic_write, create_run, open_run, versions
 from .tasks.folder import read_query, read_support
@@ -138,15 +145,49 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Check:
-    """Check every derivative rule, every layer and the meta-gradient against finite differences.
+class Vectors:
+    """Write reference cases to hold another implementation against: vectors.npz, and manifest.json
+    with every convention.
 
     Attributes:
+        folder: where to.
+        seed: draws the cases.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Hold another implementation's meta-gradients against reference cases; where they differ, name
+    the known mistake that makes them. Exit status 1 if anything is wrong.
+
+    Attributes:
+        folder: what mamlnp vectors wrote.
+        theirs: an .npz with CASE/meta_gradient/LAYER.NAME for one case or more.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    theirs: tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Check every derivative rule, every layer and the meta-gradient, or a function of your own,
+    against finite differences.
+
+    Attributes:
+        function: one of your own, as module:name; written in NumPy's functions or in mamlnp's.
+        args: its arguments: a shape (3x4: random numbers), numbers (0.5, or [[1, 2], [3, 4]]), or
+            an .npy file.
         op: only this row.
         order: the highest order of derivative, 1 to 3.
         json: write the rows here too.
     """
 
+    function: tyro.conf.Positional[str | None] = None
+    args: tuple[str, ...] = ()
     op: str | None = None
     order: int = 3
     json: Path | None = None
@@ -183,6 +224,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 asked = _parsed(Export, "mamlnp export", options)
                 initialisations.export(open_run(asked.run), asked.file)
                 print(f"{asked.file}: written.")
+            case ["vectors", *options]:
+                wanted = _parsed(Vectors, "mamlnp vectors", options)
+                print(conformance.write(wanted.folder, wanted.seed))
+            case ["verify", *options]:
+                given = _parsed(Verify, "mamlnp verify", options)
+                found = diagnosis.verify(given.folder, given.theirs)
+                print(found)
+                sys.exit(0 if found.right else 1)
             case ["check", *options]:
                 sys.exit(_check(_parsed(Check, "mamlnp check", options)))
             case _:
@@ -345,6 +394,8 @@ def _check(asked: Check) -> int:
     """Print a row for everything checked; 1 if anything failed."""
     if not 1 <= asked.order <= 3:
         raise DataError(f"--order: {asked.order} is not an order to check. Pass 1, 2 or 3.")
+    if asked.function is not None:
+        return _check_function(asked)
     orders = range(1, asked.order + 1)
     print(f"{'':28}" + "".join(f"{f'order {k}':>10}" for k in orders) + "  verdict")
     table = []
@@ -364,6 +415,70 @@ def _check(asked: Check) -> int:
     if asked.json is not None:
         _write_json(asked.json, {"versions": versions(), "rows": [row._asdict() for row in table]})
     return 1 if failed else 0
+
+
+def _check_function(asked: Check) -> int:
+    """Print every comparison of a user's function; 1 if a derivative is wrong."""
+    assert asked.function is not None
+    f = _imported(asked.function)
+    args = [_argument(text, n) for n, text in enumerate(asked.args)]
+    try:
+        inspect.signature(f).bind(*args)
+    except TypeError as error:
+        raise DataError(f"--args: {len(args)} given to {asked.function}: {error}.") from error
+    wrong = ""
+    try:
+        report = check_grads(f, args, asked.order)
+    except GradientError as error:
+        report, wrong = error.report, str(error)
+    found = report.comparisons if report is not None else []
+    print(f"{'order':5} {'argument':32}{'differences':>16}{'exact':>16}{'error':>10}  verdict")
+    for row in found:
+        kinks = f", {row.kinks} kinks redrawn" if row.kinks else ""
+        print(
+            f"{row.order:<5} {row.argument:32}{row.numeric:16.8g}{row.exact:16.8g}"
+            f"{row.error:10.1e}  {'right' if row.passed else 'WRONG'}{kinks}"
+        )
+    print(wrong or f"{asked.function}: right to order {asked.order}")
+    if asked.json is not None:
+        rows = [asdict(row) for row in found]
+        _write_json(asked.json, {"versions": versions(), "rows": rows, "wrong": wrong})
+    return 1 if wrong else 0
+
+
+def _imported(text: str) -> Any:
+    """A function by module:name, looked for in the current folder too."""
+    module, _, name = text.partition(":")
+    if not module or not name:
+        raise DataError(f"check: {text!r} names no function. Write it as module:name.")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise DataError(f"check: {text} cannot be imported ({error}).") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not callable(found):
+        raise DataError(f"check: {text} is no function.")
+    return found
+
+
+def _argument(text: str, n: int) -> Any:
+    """An argument of a user's function from the command line."""
+    if re.fullmatch(r"\d+(x\d+)*", text) and ("x" in text or int(text) > 1):
+        shape = tuple(map(int, text.split("x")))
+        return np.random.default_rng([0, n]).normal(size=shape)
+    try:
+        if text.endswith(".npy"):
+            return np.load(text, allow_pickle=False)
+        return np.asarray(json.loads(text), np.float64)
+    except (ValueError, TypeError, OSError) as error:
+        raise DataError(
+            f"--args: {text!r} is neither a shape (3x4), nor numbers ([1.5, 2]), nor an .npy file "
+            f"({error})."
+        ) from error
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 Each one also is the built-in error a NumPy user would expect to catch.
 """
 
+from typing import Any
+
 
 class ShapeError(ValueError):
     """Shapes do not fit together."""
@@ -33,4 +35,12 @@ class MissingPackageError(ImportError, ValueError):
 
 
 class GradientError(AssertionError):
-    """A derivative does not equal its finite difference."""
+    """A derivative does not equal its finite difference.
+
+    Attributes:
+        report: all that was compared until then, a :class:`mamlnp.gradcheck.Report`, if anything.
+    """
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report

@@ -131,7 +131,7 @@ def check_grads(
     report, functions = _compared(_Flat(f, args, name, _argument_names(f, len(args))), order, rng)
     for failed in report.failures:
         culprit = _culprit(functions, failed.order, rng)
-        raise GradientError(f"check_grads: {failed}.{culprit} Correct its rule.")
+        raise GradientError(f"check_grads: {failed}.{culprit} Correct its rule.", report)
     return report
 
 

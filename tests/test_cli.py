@@ -2,9 +2,11 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mamlnp import checks, cli
@@ -149,3 +151,88 @@ def test_everything_that_can_be_checked_is_right() -> None:
     table = list(checks.all_rows(order=2))
     assert [row.name for row in table] == checks.names()
     assert all(row.passed for row in table), [row for row in table if not row.passed]
+
+
+# ---- check, of a user's own function
+
+MINE = '''
+import numpy as np
+from mamlnp.draws import one
+from mamlnp.op import op, registry
+
+
+def energy(x, w):
+    return (np.tanh(x @ w) ** 2).sum()
+
+
+def hinge(x):
+    return np.maximum(x, 0.0)
+
+
+@op(draw=one())
+def tripled(xp, x):
+    """3 x."""
+    return 3 * x
+
+
+@tripled.vjp("x")
+def _(ct, out, x):
+    return 2.0 * ct
+
+
+del registry["tripled"]
+
+
+def wrong(x):
+    return tripled(x).sum()
+
+
+number = 3
+'''
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(MINE)
+    np.save(tmp_path / "w.npy", np.ones((4, 2)))
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_right_function_of_ones_own(capsys: Any) -> None:
+    assert run(*["check", "mine:energy", "--args", "3x4", "w.npy", "--json", "out.json"]) == 0
+    shown = capsys.readouterr().out
+    assert "mine:energy: right to order 3" in shown and "WRONG" not in shown
+    assert len(json.loads(Path("out.json").read_text())["rows"]) == 10
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_kink_is_told_from_an_error(capsys: Any) -> None:
+    assert run(*["check", "mine:hinge", "--args", "[1e-9, 1.0]", "--order", "1"]) == 0
+    assert "right, 10 kinks redrawn" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_wrong_rule_of_ones_own_is_named(capsys: Any) -> None:
+    assert run(*["check", "mine:wrong", "--args", "5"]) == 1
+    shown = capsys.readouterr().out
+    assert "WRONG" in shown and "The op at fault is tripled" in shown
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["mine"], "names no function. Write it as module:name"),
+        (["mine:nothing"], "cannot be imported"),
+        (["nowhere:f"], "cannot be imported"),
+        (["mine:number"], "is no function"),
+        (["mine:energy", "--args", "3x4"], "missing a required argument"),
+        (["mine:hinge", "--args", "three"], "is neither a shape"),
+        (["mine:hinge", "--args", "none.npy"], "is neither a shape"),
+    ],
+)
+def test_what_cannot_be_checked(argv: list[str], message: str, capsys: Any) -> None:
+    assert run(*["check", *argv]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line

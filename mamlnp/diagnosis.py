@@ -1,0 +1,325 @@
+"""Is that meta-gradient right, and if not, which known mistake makes it?
+
+What another implementation computed for the cases of :mod:`mamlnp.conformance` is held against the
+right numbers, and where it differs against those that each known mistake gives. A mistake explains
+an answer only if it reproduces every case of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .conformance import (
+    ARRAYS,
+    MANIFEST,
+    MISTAKES,
+    RIGHT,
+    Case,
+    Variant,
+    cases,
+    named,
+    vectors,
+)
+from .errors import DataError
+from .gradcheck import TOLERANCES
+
+Leaves = dict[str, np.ndarray]
+
+LAYOUT = "arrays have their axes in another order"
+OTHERS = ("adapted", "support_losses", "query_losses", "first_order", "hvp")
+
+
+class Fit(NamedTuple):
+    """How two gradients compare.
+
+    Attributes:
+        error: their distance, relative to the whole right gradient's length.
+        turned: names of leaves that only fit with their axes in another order.
+    """
+
+    error: float
+    turned: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On one case.
+
+    Attributes:
+        case: its name.
+        error: of the meta-gradient, relative to its whole length.
+        agrees: whether that is rounding.
+        differs: by leaf the same error of it alone, the largest first, where it does not.
+        others: errors of what else was given: adapted parameters, losses, the product.
+    """
+
+    case: str
+    error: float
+    agrees: bool
+    differs: dict[str, float] = field(default_factory=dict)
+    others: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """On a whole answer.
+
+    Attributes:
+        verdicts: on each case that was given.
+        explanations: every known mistake, or pair of them, that reproduces all of it; none if it
+            is right or nothing does.
+        missing: cases that were not given.
+        tolerance: beyond which an error is no rounding.
+    """
+
+    verdicts: list[Verdict]
+    explanations: list[str]
+    missing: list[str]
+    tolerance: float
+
+    @property
+    def right(self) -> bool:
+        """Whether every case that was given agrees, and what else was given too."""
+        return all(
+            v.agrees and all(e <= self.tolerance for e in v.others.values()) for v in self.verdicts
+        )
+
+    def __str__(self) -> str:
+        lines = []
+        for v in self.verdicts:
+            says = "agrees" if v.agrees else "DIFFERS"
+            lines.append(f"{v.case:14} {says}: relative error {v.error:.1e}")
+            for name, error in v.others.items():
+                if error > self.tolerance:
+                    lines.append(f"{'':14} {name} DIFFER: relative error {error:.1e}")
+        lines += [f"{name:14} not given" for name in self.missing]
+        wrong = [v for v in self.verdicts if not v.agrees]
+        if not wrong:
+            return "\n".join([*lines, "right." if self.right else "the meta-gradients are right."])
+        if len(self.explanations) == 1:
+            lines.append(f"the mistake: {self.explanations[0]}.")
+        elif self.explanations:
+            lines.append("each of these reproduces the numbers given:")
+            lines += [f"  {mistake}" for mistake in self.explanations]
+        else:
+            lines.append("no known mistake, nor two of them, reproduces the numbers given.")
+            for v in wrong:
+                parts = ", ".join(f"{name} {error:.1e}" for name, error in v.differs.items())
+                lines.append(f"{v.case:14} parameters that differ: {parts}")
+        return "\n".join(lines)
+
+
+def diagnose(given: Mapping[str, np.ndarray], seed: int = 0) -> Diagnosis:
+    """Hold an implementation's numbers against the right ones.
+
+    Args:
+        given: CASE/meta_gradient/LAYER.NAME -> array, float32 or float64, for one case or more;
+            CASE/adapted/..., CASE/support_losses, CASE/query_losses, CASE/first_order/... and
+            CASE/hvp/... are compared too where they are.
+        seed: that the vectors were written with.
+
+    Raises:
+        DataError: a leaf is missing, unknown, or of another size.
+    """
+    known = cases(seed)
+    answers = {name: _leaves(given, name, "meta_gradient") for name in known}
+    answers = {name: leaves for name, leaves in answers.items() if leaves}
+    if not answers:
+        raise DataError(
+            f"verify: nothing is named like {next(iter(known))}/meta_gradient/LAYER.NAME; the "
+            f"names are {', '.join(itertools.islice(given, 5)) or 'none'}. See {MANIFEST}."
+        )
+    single = any(
+        leaf.dtype != np.float64 for leaves in answers.values() for leaf in leaves.values()
+    )
+    tolerance = TOLERANCES["float32" if single else "rounding"]
+    seen: dict[tuple[str, Variant], Leaves] = {}
+
+    def expected(name: str, how: Variant) -> Leaves:
+        if (name, how) not in seen:
+            prefix = f"{name}/meta_gradient"
+            grads = named(known[name].meta_gradient(how), prefix)
+            seen[name, how] = {k.removeprefix(f"{prefix}/"): v for k, v in grads.items()}
+        return seen[name, how]
+
+    verdicts = []
+    for name, leaves in answers.items():
+        _check(leaves, expected(name, RIGHT), name)
+        error, another_order = fit(leaves, expected(name, RIGHT), tolerance)
+        agrees = error <= tolerance and not another_order
+        differs = {} if agrees else _by_leaf(leaves, expected(name, RIGHT), tolerance)
+        error = error if agrees else float(np.linalg.norm(list(differs.values())))
+        verdicts.append(Verdict(name, error, agrees, differs, _others(given, known[name], name)))
+    explanations: list[str] = []
+
+    def fits(how: Variant) -> tuple[str, ...] | None:
+        """Leaves in another order of axes, if it reproduces all; stops at the first it does not."""
+        turned: tuple[str, ...] = ()
+        for name, leaves in answers.items():
+            found = fit(leaves, expected(name, how), tolerance)
+            if found.error > tolerance:
+                return None
+            turned += found.turned
+        return turned
+
+    if not all(v.agrees for v in verdicts):
+        for candidates in (_one_mistake(), _two_mistakes()):
+            for label, how in candidates:
+                turned = fits(how)
+                if turned is not None:
+                    explanations.append(_with_layout(label, turned))
+            if explanations:
+                break
+    missing = [name for name in known if name not in answers]
+    return Diagnosis(verdicts, explanations, missing, tolerance)
+
+
+def _one_mistake() -> Iterator[tuple[str, Variant]]:
+    yield "", RIGHT  # but for the order of axes
+    yield from MISTAKES.items()
+
+
+def _two_mistakes() -> Iterator[tuple[str, Variant]]:
+    """Pairs that change different things."""
+    for (a, first), (b, second) in itertools.combinations(MISTAKES.items(), 2):
+        changes = [
+            {f.name: getattr(v, f.name) for f in dataclasses.fields(v)
+             if getattr(v, f.name) != getattr(RIGHT, f.name)}
+            for v in (first, second)
+        ]  # fmt: skip
+        if not changes[0].keys() & changes[1].keys():
+            yield f"{a}; and {b}", Variant(**changes[0], **changes[1])
+
+
+def _with_layout(label: str, turned: tuple[str, ...]) -> str:
+    if not turned:
+        return label
+    layout = f"{LAYOUT}: {', '.join(dict.fromkeys(turned))}"
+    return f"{label}; and {layout}" if label else layout
+
+
+def fit(given: Leaves, expected: Leaves, tolerance: float) -> Fit:
+    """How well an answer fits, every leaf with its axes as they are if it fits so, else in the
+    order in which it fits best."""
+    length = np.sqrt(sum(float((e**2).sum()) for e in expected.values())) or 1.0
+    total, turned = 0.0, []
+    for name, right in expected.items():
+        distances = {}
+        for axes in itertools.permutations(range(right.ndim)):
+            moved = np.transpose(right, axes)
+            if moved.shape == given[name].shape:
+                distances[axes] = float(np.linalg.norm(given[name] - moved))
+        straight = distances.get(tuple(range(right.ndim)), np.inf)
+        best = min(distances.values(), default=np.inf)
+        if straight > tolerance * length and best <= tolerance * length:
+            turned.append(name)
+        else:
+            best = straight
+        total += best**2
+    return Fit(float(np.sqrt(total)) / length, tuple(turned))
+
+
+def _by_leaf(given: Leaves, expected: Leaves, tolerance: float) -> dict[str, float]:
+    length = np.sqrt(sum(float((e**2).sum()) for e in expected.values())) or 1.0
+    found = {}
+    for name, right in expected.items():
+        same = given[name].shape == right.shape
+        found[name] = float(np.linalg.norm(given[name] - right)) / length if same else np.inf
+    wrong = {name: error for name, error in found.items() if not error <= tolerance}
+    return dict(sorted(wrong.items(), key=lambda item: -item[1]))
+
+
+def _leaves(given: Mapping[str, np.ndarray], case: str, quantity: str) -> Leaves:
+    prefix = f"{case}/{quantity}/"
+    return {
+        key.removeprefix(prefix): np.asarray(given[key]) for key in given if key.startswith(prefix)
+    }
+
+
+def _check(leaves: Leaves, expected: Leaves, case: str) -> None:
+    """Refuse answers that cannot be compared."""
+    for name in sorted(leaves.keys() ^ expected.keys()):
+        here = name in leaves
+        raise DataError(
+            f"verify: {case}/meta_gradient/{name} is {'unknown' if here else 'missing'}. "
+            f"The case's parameters are {', '.join(expected)}."
+        )
+    for name, leaf in leaves.items():
+        if leaf.size != expected[name].size or leaf.dtype.kind != "f":
+            raise DataError(
+                f"verify: {case}/meta_gradient/{name} is {leaf.dtype}{list(leaf.shape)}, not "
+                f"{expected[name].dtype}{list(expected[name].shape)}. Give the gradient by it."
+            )
+
+
+def _others(given: Mapping[str, np.ndarray], case: Case, name: str) -> dict[str, float]:
+    """Errors of what else was given."""
+    wanted = [key for key in given if key.startswith(tuple(f"{name}/{q}" for q in OTHERS))]
+    if not wanted:
+        return {}
+    right = vectors(case)
+    errors: dict[str, float] = {}
+    for quantity in OTHERS:
+        keys = [
+            k for k in right if k == f"{name}/{quantity}" or k.startswith(f"{name}/{quantity}/")
+        ]
+        if not any(key in given for key in keys):
+            continue
+        distance, length = 0.0, 0.0
+        for key in keys:
+            theirs = np.asarray(given[key]) if key in given else np.full(1, np.nan)
+            same = theirs.shape == right[key].shape
+            distance += float(((theirs - right[key]) ** 2).sum()) if same else np.inf
+            length += float((right[key] ** 2).sum())
+        errors[quantity.replace("_", " ")] = float(np.sqrt(distance / (length or 1.0)))
+    return errors
+
+
+def verify(folder: Path, theirs: Path) -> Diagnosis:
+    """:func:`diagnose` for files.
+
+    Args:
+        folder: what ``mamlnp vectors`` wrote.
+        theirs: an .npz with the answers.
+
+    Raises:
+        DataError: a file is missing or damaged, or cannot be compared.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        seed = int(manifest["seed"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder}: has no readable {MANIFEST} ({error}). Write it with: mamlnp vectors DIR"
+        ) from error
+    given = read(theirs)
+    written = read(folder / ARRAYS)
+    for name, case in cases(seed).items():
+        for key, theta in named(case.params, f"{name}/theta").items():
+            if not np.array_equal(written.get(key), theta):  # type: ignore[arg-type]
+                raise DataError(
+                    f"{folder / ARRAYS}: {key} is not what this version draws from seed {seed}. "
+                    "Write the vectors again with this version."
+                )
+    return diagnose(given, seed)
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz, without running anything that is in it.
+
+    Raises:
+        DataError: it is missing, damaged, or holds Python objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: is not an .npz of plain arrays ({error}).") from error
