@@ -8,7 +8,7 @@ To read the code, follow the order in which each module imports only from those 
 ``maml`` (Algorithms 1-3), ``parallel`` (a meta-batch over threads), ``gradcheck``, ``checks``,
 ``runs``, ``plots``, ``learner`` (theta, ready to adapt), ``rl`` (Algorithm 3, and its
 environments), ``conformance`` and ``diagnosis`` (is another implementation right?),
-``experiments``, ``initialisations`` (load), ``cli``.
+``graph`` (pictures of tapes), ``experiments``, ``initialisations`` (load), ``cli``.
 """
 
 from importlib import import_module as _import_module

@@ -15,6 +15,7 @@
     verify DIR FILE      are these meta-gradients right, and if not, what is the mistake?
     check [FUNCTION]     check every derivative rule, every layer and the meta-gradient, or a
                          function of your own
+    graph sine           draw the tape of a tiny network, stage by stage
     --version [-v]       the version; with -v all that results and their speed depend on
 
 mamlnp COMMAND --help explains a command's options.
@@ -32,12 +33,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 
-from . import checks, conformance, diagnosis, initialisations
+from . import checks, conformance, diagnosis, graph, initialisations
 from .backend.generated import cache_folder
 from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
 from .errors import DataError, DeviceError, GradientError
@@ -173,6 +174,22 @@ class Verify:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """Draw the tape of a tiny network on a sine wave: forward, gradient, inner update, and the
+    gradient through the gradient, coloured by stage.
+
+    Attributes:
+        model: "sine", one tanh unit.
+        order: 1: loss and gradient; 2: a whole MAML step.
+        out: the picture, by its ending (Graphviz draws it); its text goes beside it, as .dot.
+    """
+
+    model: tyro.conf.Positional[Literal["sine"]]
+    order: Literal[1, 2] = 2
+    out: Path = Path("graph.svg")
+
+
+@dataclass(frozen=True)
 class Check:
     """Check every derivative rule, every layer and the meta-gradient, or a function of your own,
     against finite differences.
@@ -232,6 +249,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found = diagnosis.verify(given.folder, given.theirs)
                 print(found)
                 sys.exit(0 if found.right else 1)
+            case ["graph", *options]:
+                picture = _parsed(Graph, "mamlnp graph", options)
+                print(graph.draw(graph.sine(picture.order), picture.out))
             case ["check", *options]:
                 sys.exit(_check(_parsed(Check, "mamlnp check", options)))
             case _:
