@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from strategies import Program
 
 import mamlnp as ml
 from mamlnp import array, check_grads, check_hvp, check_meta_gradient, maml
@@ -522,3 +523,20 @@ def test_check_meta_gradient_catches_two_ways_that_differ(monkeypatch):
     )
     with pytest.raises(GradientError, match="backprop and the explicit product differ by"):
         check_meta_gradient(loss, params, task, inner_lr=0.1)
+
+
+# ---- random programs
+
+
+@given(data=st.data())
+def test_random_programs_are_right_to_third_order(data):
+    program = Program(data, np.float64, most=12)
+
+    def f(*inputs):
+        return program(*inputs)
+
+    try:
+        check_grads(f, program.arguments(data.draw(seeds, "numbers"), ties=False), 3)
+    except GradientError as error:
+        if error.report is not None:  # else it lies on a kink whichever way one looks
+            raise
