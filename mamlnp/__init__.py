@@ -8,7 +8,8 @@ To read the code, follow the order in which each module imports only from those 
 ``maml`` (Algorithms 1-3), ``parallel`` (a meta-batch over threads), ``gradcheck``, ``checks``,
 ``runs``, ``plots``, ``learner`` (theta, ready to adapt), ``rl`` (Algorithm 3, and its
 environments), ``conformance`` and ``diagnosis`` (is another implementation right?),
-``graph`` (pictures of tapes), ``experiments``, ``initialisations`` (load), ``cli``.
+``graph`` and ``landscape`` (pictures of tapes and of losses), ``experiments``,
+``initialisations`` (load), ``cli``.
 """
 
 from importlib import import_module as _import_module

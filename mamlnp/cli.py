@@ -16,6 +16,7 @@
     check [FUNCTION]     check every derivative rule, every layer and the meta-gradient, or a
                          function of your own
     graph sine           draw the tape of a tiny network, stage by stage
+    landscape            plot the query loss around theta, with both meta-gradients' directions
     --version [-v]       the version; with -v all that results and their speed depend on
 
 mamlnp COMMAND --help explains a command's options.
@@ -38,17 +39,19 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from . import checks, conformance, diagnosis, graph, initialisations
+from . import checks, conformance, diagnosis, graph, initialisations, landscape, plots
 from .backend.generated import cache_folder
 from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
 from .errors import DataError, DeviceError, GradientError
-from .experiments import EXPERIMENTS, command, experiment
+from .experiments import EXPERIMENTS, command, experiment, sine
 from .experiments.loop import Interrupted, check_settings
 from .experiments.scores import as_records
 from .gradcheck import check_grads
 from .learner import BATCH_NORM, BatchNorm, Classifier
 from .runs import EVALUATION, atomic_write, create_run, open_run, versions
+from .tasks import counted_rng
 from .tasks.folder import read_query, read_support
+from .tasks.sinusoid import Sinusoids
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,31 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class Look:
+    """Plot the query loss of sine waves around a network's parameters, before and after adaptation,
+    in the plane of the first- and the second-order meta-gradient.
+
+    Attributes:
+        run: a run of sine, or the initialisation "sine"; a network before any training if not
+            given.
+        out: the picture.
+        radius: how far to look, as a distance in parameter space.
+        tasks: how many waves.
+        inner_steps: of the inner loop.
+        inner_lr: alpha.
+        seed: of the waves, and of the untrained network.
+    """
+
+    run: tyro.conf.Positional[str | None] = None
+    out: Path = Path("landscape.png")
+    radius: float = 1.0
+    tasks: int = 100
+    inner_steps: int = 1
+    inner_lr: float = 0.01
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Check:
     """Check every derivative rule, every layer and the meta-gradient, or a function of your own,
     against finite differences.
@@ -252,6 +280,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             case ["graph", *options]:
                 picture = _parsed(Graph, "mamlnp graph", options)
                 print(graph.draw(graph.sine(picture.order), picture.out))
+            case ["landscape", *options]:
+                _look(_parsed(Look, "mamlnp landscape", options))
             case ["check", *options]:
                 sys.exit(_check(_parsed(Check, "mamlnp check", options)))
             case _:
@@ -408,6 +438,33 @@ def _render(asked: Render) -> None:
         raise DataError(f"--steps: {asked.steps} are less than none. Pass 0 or more.")
     text = film.shoot(agent, asked.out, task=asked.task, steps=asked.steps, seed=asked.seed)
     print(f"{text}\nwritten to {asked.out}")
+
+
+def _look(asked: Look) -> None:
+    for name in ("radius", "tasks", "inner_steps", "inner_lr"):
+        if not getattr(asked, name) > 0:
+            option = name.replace("_", "-")
+            raise DataError(f"--{option}: {getattr(asked, name)}. Pass a positive number.")
+    title, params = "untrained", sine.initial_params(sine.Config(seed=asked.seed))
+    if asked.run is not None:
+        learner = initialisations.load(asked.run)
+        if learner.about["experiment"] != "sine":
+            raise DataError(f"{asked.run}: is no run of sine. Pass one, or the name sine.")
+        title, params = asked.run, learner.params
+    rng = counted_rng(asked.seed, "test")
+    task = Sinusoids().sample(asked.tasks, num_shots=10, num_queries=10, rng=rng)
+    found = landscape.around(
+        sine.loss,
+        params,
+        task,
+        radius=asked.radius,
+        inner_lr=asked.inner_lr,
+        inner_steps=asked.inner_steps,
+    )
+    steps = f"{asked.inner_steps} inner step{'s' * (asked.inner_steps > 1)}"
+    text = f"sine network, {title}, {asked.tasks} tasks, {steps} of {asked.inner_lr:g}"
+    plots.landscape(asked.out, found, text)
+    print(f"{text}: cosine {found.cosine:.3f}\nwritten to {asked.out}")
 
 
 def _check(asked: Check) -> int:

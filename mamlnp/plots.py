@@ -22,6 +22,7 @@ from .tasks import Task
 
 if TYPE_CHECKING:
     from .experiments.scores import Row
+    from .landscape import Landscape
 
 COLOURS = ("#d1495b", "#00798c", "#8d96a3", "#edae49", "#30638e", "#66a182")
 DARK, GREY, RIGHT, WRONG = "#222222", "#6b7280", "#1b7f3b", "#c1121f"
@@ -169,6 +170,40 @@ def gradient_cosine(run: Run) -> None:
             axes.plot(table["iteration"], values, ".-", color=COLOURS[0])
         top.set_ylabel("cosine of the angle\nbetween the two")
         bottom.set_ylabel("length of first order /\nlength of second order")
+
+
+def landscape(path: Path, found: Landscape, title: str) -> None:
+    """The query loss around theta, without adaptation and after it, with both directions."""
+    with _figure(path, 10.5, 5.2) as figure:
+        panels = figure.subplots(1, 2, sharex=True, sharey=True)
+        drawn = (("before adaptation", found.before), ("after adaptation", found.losses))
+        for axes, (name, losses) in zip(panels, drawn, strict=True):
+            finite = losses[np.isfinite(losses)]
+            levels = np.quantile(finite, np.linspace(0, 0.95, 16))
+            surface = axes.contourf(
+                found.along, found.across, losses, np.unique(levels), cmap="YlGnBu_r", extend="max"
+            )
+            figure.colorbar(surface, ax=axes, shrink=0.8, format="{x:.3g}", label="query loss")
+            length = 0.8 * found.along[-1]
+            for (x, y), colour, label in (
+                (found.second, COLOURS[0], "second order: the gradient of what is on the right"),
+                (found.first, COLOURS[3], "first order: the inner gradient as a constant"),
+            ):
+                arrow = {"arrowstyle": "-|>", "color": colour, "lw": 2.2}
+                axes.annotate("", (length * x, length * y), (0, 0), arrowprops=arrow)
+                axes.plot([], [], color=colour, lw=2.2, label=label)
+            axes.plot(0, 0, "o", color=DARK, mec="white", zorder=5, label="theta")
+            axes.set(title=f"query loss {name}", xlabel="along the second-order direction")
+            axes.set_aspect("equal")
+        panels[0].set_ylabel("across it")
+        share = found.slopes[1] / found.slopes[0] if found.slopes[0] else np.nan
+        figure.suptitle(
+            f"{title}; cosine of the two directions {found.cosine:.2f}: a step of one length "
+            f"down the first-order\none takes {100 * share:.0f} % of what second order takes "
+            "from the loss after adaptation",
+            fontsize=10,
+        )
+        _legend(figure, panels[0])
 
 
 def returns_curve(run: Run, paper: Mapping[str, Mapping[int, float]]) -> None:
