@@ -9,7 +9,7 @@ To read the code, follow the order in which each module imports only from those 
 ``runs``, ``plots``, ``learner`` (theta, ready to adapt), ``rl`` (Algorithm 3, and its
 environments), ``conformance`` and ``diagnosis`` (is another implementation right?),
 ``graph`` and ``landscape`` (pictures of tapes and of losses), ``experiments``,
-``initialisations`` (load), ``cli``.
+``initialisations`` (load), ``figures``, ``cli``.
 """
 
 from importlib import import_module as _import_module

@@ -17,6 +17,7 @@
                          function of your own
     graph sine           draw the tape of a tiny network, stage by stage
     landscape            plot the query loss around theta, with both meta-gradients' directions
+    figures [DIR]        make every figure of the documentation
     --version [-v]       the version; with -v all that results and their speed depend on
 
 mamlnp COMMAND --help explains a command's options.
@@ -39,7 +40,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from . import checks, conformance, diagnosis, graph, initialisations, landscape, plots
+from . import checks, conformance, diagnosis, figures, graph, initialisations, landscape, plots
 from .backend.generated import cache_folder
 from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
 from .errors import DataError, DeviceError, GradientError
@@ -218,6 +219,17 @@ class Look:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """Make every figure of the documentation anew.
+
+    Attributes:
+        folder: where to.
+    """
+
+    folder: tyro.conf.Positional[Path] = Path("docs/figures")
+
+
+@dataclass(frozen=True)
 class Check:
     """Check every derivative rule, every layer and the meta-gradient, or a function of your own,
     against finite differences.
@@ -282,6 +294,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(graph.draw(graph.sine(picture.order), picture.out))
             case ["landscape", *options]:
                 _look(_parsed(Look, "mamlnp landscape", options))
+            case ["figures", *options]:
+                for line in figures.all_figures(_parsed(Figures, "mamlnp figures", options).folder):
+                    print(line, flush=True)
             case ["check", *options]:
                 sys.exit(_check(_parsed(Check, "mamlnp check", options)))
             case _:

@@ -206,6 +206,68 @@ def landscape(path: Path, found: Landscape, title: str) -> None:
         _legend(figure, panels[0])
 
 
+def first_order(
+    path: Path,
+    over: Sequence[tuple[float, float, float]],
+    against: Mapping[str, Sequence[tuple[float, float, float]]],
+) -> None:
+    """The first-order meta-gradient beside the second-order one.
+
+    Args:
+        path: the picture.
+        over: (meta-iteration, cosine, ratio of lengths) over training.
+        against: by label, (alpha, cosine, ratio) at some parameters.
+    """
+    with _figure(path, 9.6, 5.6) as figure:
+        panels = figure.subplots(2, 2, sharex="col", sharey="row")
+        columns = [{"over meta-training": over}, against]
+        for (top, bottom), lines in zip(panels.T, columns, strict=True):
+            for (label, line), colour in zip(lines.items(), COLOURS, strict=False):
+                x, cosine, ratio = np.array(line).T
+                top.plot(x, cosine, ".-", ms=4, color=colour, label=label)
+                bottom.plot(x, ratio, ".-", ms=4, color=colour)
+            for axes in (top, bottom):
+                axes.axhline(1, color=DARK, ls=":", lw=1.2)
+                _plain(axes)
+        panels[1, 0].set_xlabel("meta-iterations, alpha = 0.01")
+        panels[1, 1].set(xlabel="alpha", xscale="log")
+        panels[0, 1].legend(loc="lower left", fontsize=8)
+        panels[0, 0].set_ylabel("cosine of the angle\nto second order")
+        panels[1, 0].set_ylabel("length of first order /\nlength of second order")
+        figure.suptitle("sine waves: what first order drops (dotted: nothing)")
+
+
+def hessian_products(
+    path: Path,
+    costs: Mapping[str, float],
+    steps: np.ndarray,
+    errors: Mapping[str, tuple[float, Sequence[float]]],
+) -> None:
+    """What a Hessian-vector product costs three ways, and how exact a difference is.
+
+    Args:
+        path: the picture.
+        costs: by way, time in gradients.
+        steps: of the difference.
+        errors: by float type, that of the exact product and those of the difference.
+    """
+    with _figure(path, 9.6, 3.8) as figure:
+        left, right = figure.subplots(1, 2)
+        bars = left.barh(list(costs), list(costs.values()), color=COLOURS[1])
+        left.bar_label(bars, fmt="%.1f", padding=3)
+        left.set(xlabel="time of a gradient = 1", title="cost, compiled")
+        left.invert_yaxis()
+        left.margins(x=0.15)
+        for (name, (exact, line)), colour in zip(errors.items(), COLOURS, strict=False):
+            right.plot(steps, line, ".-", color=colour, label=f"difference, {name}")
+            right.axhline(exact, color=colour, ls="--", lw=1.2, label=f"exact, {name}")
+        right.set(xscale="log", yscale="log", xlabel="step of the difference")
+        right.set(ylabel="relative error", title="error")
+        right.legend(fontsize=8)
+        for axes in (left, right):
+            _plain(axes)
+
+
 def returns_curve(run: Run, paper: Mapping[str, Mapping[int, float]]) -> None:
     """``curve.png``: mean returns before and after adaptation against meta-iterations, with what
     the paper reports after one step, and the divergence of each meta-update."""
