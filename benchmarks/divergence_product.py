@@ -35,7 +35,7 @@ from mamlnp.runs import atomic_write, versions
 TASKS, ROLLOUTS = 4, 20
 STEPS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 SETTINGS = {"nav2d": 0.5, "cheetah-dir": 0.1}
-PAGE = Path(__file__).parent.parent / "docs" / "policy_gradients.md"
+PAGE = Path(__file__).parent.parent / "docs" / "7_policy_gradients.md"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Options:
     """TRPO's product three ways.
 
     Attributes:
-        json: write the rows here too, and the table into docs/policy_gradients.md.
+        json: write the rows here too, and the table into docs/7_policy_gradients.md.
         repeats: of each timing.
     """
 

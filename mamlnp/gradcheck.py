@@ -217,7 +217,8 @@ def _compare(
     label: tuple[str, str, int],
     rng: np.random.Generator,
 ) -> Comparison:
-    """One argument's pullback against a central difference, along one random direction."""
+    """One argument's pullback against a central difference (docs, equation 3.3), along one random
+    direction."""
     for tries in range(TRIES):
         if tries >= TRIES // 2:  # the point itself seems to lie on a kink: leave it a little
             leaves = [x + 1e-3 * _random_like(x, rng) for x in leaves]

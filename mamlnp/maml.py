@@ -59,7 +59,7 @@ def per_task(params: Tree, tasks: int) -> Tree:
 
 
 def descend(params: Tree, grads: Tree, inner_lr: Tree) -> Tree:
-    """theta - alpha P g; P drops the leaves whose alpha is the number 0."""
+    """theta - alpha P g (docs, equation 4.1); P drops the leaves whose alpha is the number 0."""
     alpha = tree.broadcast(inner_lr, params)
     return tree.map(lambda p, g, a: p if _frozen(a) else sub(p, mul(a, g)), params, grads, alpha)
 
@@ -78,7 +78,8 @@ def inner_loop(
     inner_optimizer: Optimizer | None = None,
 ) -> Iterator[Tree]:
     """theta_0 = theta, theta_1, theta_2, ...: for every task at once, without end,
-    theta_{j+1} = theta_j - alpha grad L_i(theta_j) (Algorithm 1, lines 5-6).
+    theta_{j+1} = theta_j - alpha grad L_i(theta_j) (Algorithm 1, lines 5-6); with ``first_order``
+    the meta-gradient through it is equation 5.1 of the docs.
 
     Arguments and errors are those of :func:`adapt`.
     """
@@ -123,7 +124,8 @@ def adapt(loss: Loss, params: Tree, support: Batch, *, inner_steps: int = 1, **h
 
 
 def meta_loss(loss: Loss, params: Tree, task: Task, **inner: Any) -> Array:
-    """Every task's query loss after adaptation, (T,): L_i(theta_i') (Algorithm 1, line 8)."""
+    """Every task's query loss after adaptation, (T,): L_i(theta_i') (Algorithm 1, line 8; docs,
+    equation 4.2)."""
     return task_losses(loss, adapt(loss, params, task.support, **inner), task.query)
 
 
@@ -144,7 +146,8 @@ def meta_gradient(
         method: "backprop" goes back through the inner loop's operations; "hvp" multiplies by
             (I - H_j alpha P), one exact Hessian-vector product a step, and keeps no tape across
             steps. The two agree to rounding.
-        learn_inner_lr: differentiate by inner_lr too, where numbers take params' type.
+        learn_inner_lr: differentiate by inner_lr too (docs, equation 4.4), where numbers take
+            params' type.
         inner: as in :func:`adapt`.
 
     Returns:
@@ -196,7 +199,8 @@ def _explicit_product(
     first_order: bool = False,
     inner_optimizer: Optimizer | None = None,
 ) -> tuple[Array, Tree]:
-    """(I - H_0 alpha P) ... (I - H_{J-1} alpha P) grad L_query(theta_J), from the right.
+    """(I - H_0 alpha P) ... (I - H_{J-1} alpha P) grad L_query(theta_J), from the right (docs,
+    equation 4.3).
 
     H_j is the Hessian of the support loss at theta_j over all leaves; first order has H_j = 0.
     """

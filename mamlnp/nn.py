@@ -94,7 +94,8 @@ def linear(params: Params, x: Any) -> Array:
 def batch_norm(
     params: Params, x: Any, *, statistics: Statistics = "batch", eps: float = 1e-3
 ) -> Array:
-    """Each channel to mean 0 and variance 1 over the batch at hand, then scaled and shifted.
+    """Each channel to mean 0 and variance 1 over the batch at hand, then scaled and shifted (docs,
+    equation 6.3; its derivative, equation 6.4, is what the parts' rules make).
 
     Transductive, as in the paper's code: always the statistics of the very batch, the query batch's
     own at test, with no running averages (Ioffe & Szegedy 2015, Algorithm 1). The other two kinds

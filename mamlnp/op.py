@@ -53,7 +53,8 @@ class Op:
         rules: by argument position, ``rule(ct, out, *inputs, **params)``; a variadic op's one rule
             gives the cotangents of all its inputs.
         draw: how to draw test inputs.
-        linear_in: the arguments in which the op is linear.
+        linear_in: the arguments in which the op is linear: the tests hold equation 2.3 of the docs
+            for them.
         pattern: for a piecewise op, which piece each element is on, from the native arrays.
     """
 

@@ -29,11 +29,15 @@ def benchmark(name: str) -> Any:
 
 
 reproduce = benchmark("reproduce")
-BLOCKS = [
-    pytest.param(block, id=f"{path.stem}-{i}")
-    for path in (README, *sorted((ROOT / "docs").glob("*.md")))
-    for i, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.S))
-]
+
+
+def blocks(page: Path) -> list[str]:
+    """The Python in a page."""
+    return re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)
+
+
+BLOCKS = [pytest.param(block, id=f"README-{i}") for i, block in enumerate(blocks(README))]
+PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if blocks(path)]
 
 
 @pytest.fixture
@@ -53,8 +57,15 @@ def test_python_block_runs(block: str) -> None:
     exec(compile(block, "a block", "exec"), {})
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs_in_order(page: Path) -> None:
+    names: dict[str, Any] = {}
+    for block in blocks(page):
+        exec(compile(block, "a block", "exec"), names)
+
+
 def test_there_are_blocks_and_commands() -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 4 and len(PAGES) >= 7
     trained = set(re.findall(r"mamlnp train ([\w-]+)", README.read_text("utf-8")))
     assert trained == set(EXPERIMENTS)
 

@@ -282,7 +282,7 @@ def test_the_meta_policy_gradient_is_the_surrogates(inner_steps: int) -> None:
 
 
 def test_at_the_old_policies_the_surrogates_gradient_is_reinforces() -> None:
-    """There the ratio's gradient is the log-probability's (docs/policy_gradients.md)."""
+    """There the ratio's gradient is the log-probability's (docs/7_policy_gradients.md)."""
     meta, params = MetaPolicy(POLICY, 0.3), params_of()
     task = episodes(meta, params)
 

@@ -435,7 +435,8 @@ def _draw_where(d: Draw) -> Drawn:
 
 @op(draw=_draw_where, data=("condition",), linear_in=("a", "b"), shapes=BROADCAST)
 def where(xp: Any, condition: Any, a: Any, b: Any) -> Any:
-    """a where the condition holds, else b; the branch not taken gets a cotangent of exactly 0."""
+    """a where the condition holds, else b; the branch not taken gets a cotangent of exactly 0
+    (docs, equation 2.4)."""
     return xp.where(condition, a, b)
 
 

@@ -32,7 +32,8 @@ def _draw_matmul(d: Draw) -> Drawn:
     shapes="(..., n, k) and (..., k, m) whose leading axes broadcast",
 )
 def _matmul(xp: Any, a: Any, b: Any) -> Any:
-    """out[i, j] = sum_k a[i, k] b[k, j]: (..., n, k), (..., k, m) -> (..., n, m)."""
+    """out[i, j] = sum_k a[i, k] b[k, j]: (..., n, k), (..., k, m) -> (..., n, m); its rules are
+    equation 2.1 of the docs."""
     return xp.matmul(a, b)
 
 
@@ -161,7 +162,8 @@ def _draw_patches(d: Draw) -> Drawn:
 
 @op(draw=_draw_patches, linear_in=("x",), shapes="(..., H, W, C) no smaller than the window")
 def patches(xp: Any, x: Any, *, size: Pair, stride: int, padding: tuple[Pair, Pair]) -> Any:
-    """Every window flattened: (..., H, W, C) -> (..., H', W', kh * kw * C), zeros outside."""
+    """Every window flattened: (..., H, W, C) -> (..., H', W', kh * kw * C), zeros outside; its
+    rule is :func:`fold` (docs, equation 6.2)."""
     return backend.kernels_of(x).patches(x, size, stride, padding)
 
 
@@ -181,8 +183,8 @@ def _draw_fold(d: Draw) -> Drawn:
 def fold(
     xp: Any, x: Any, *, size: Pair, stride: int, padding: tuple[Pair, Pair], shape: Pair
 ) -> Any:
-    """The transpose of patches: every window added back where it came from, in an image of
-    ``shape`` (H, W)."""
+    """The transpose of patches (docs, equation 6.2): every window added back where it came from,
+    in an image of ``shape`` (H, W)."""
     return backend.kernels_of(x).fold(x, size, stride, padding, shape)
 
 
@@ -221,7 +223,8 @@ def resolve_padding(padding: Padding, shape: Pair, size: Pair, stride: int) -> t
 
 
 def conv2d(x: Any, w: Any, stride: int = 1, padding: Padding = "SAME") -> Array:
-    """Convolution (cross-correlation, as everywhere in deep learning), channels last.
+    """Convolution (cross-correlation, as everywhere in deep learning), channels last (docs,
+    equation 6.1).
 
     The patches of each image times the weights as one matrix product; with a leading task axis,
     one batched product.

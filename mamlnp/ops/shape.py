@@ -126,7 +126,8 @@ def _draw_sum_to(d: Draw) -> Drawn:
 
 @op(draw=_draw_sum_to, linear_in=("x",))
 def sum_to(xp: Any, x: Any, *, shape: Shape) -> Any:
-    """The transpose of broadcast_to: ``x`` summed over the axes that broadcasting added."""
+    """The transpose of broadcast_to (docs, equation 2.2): ``x`` summed over the axes that
+    broadcasting added."""
     return x.sum(axis=_stretched_axes(x.shape, shape)).reshape(shape)
 
 

@@ -68,13 +68,15 @@ class MetaPolicy:
     first_order: bool = False
 
     def reinforce(self, params: Params, batch: Experience) -> Array:
-        """Each task's -mean(log pi(a | o) A), (T,): equation 4 of the paper in the form whose
-        gradient is the policy gradient (Williams 1992)."""
+        """Each task's -mean(log pi(a | o) A), (T,) (docs, equation 7.3): the paper's equation 4 in
+        the form whose gradient is the policy gradient, equation 7.2 (Williams 1992). Its second
+        derivative has no part for the sampling, equation 7.7."""
         chosen = log_prob(self.policy.distribution(params, batch.observations), batch.actions)
         return neg(sum(mul(batch.weights, batch.advantages) * chosen, -1))
 
     def descend(self, params: Params, batch: Experience, *, lr: Any = None) -> Params:
-        """theta' = theta - alpha grad L(theta) for every task's own theta (line 7)."""
+        """theta' = theta - alpha grad L(theta) for every task's own theta (line 7; docs, equation
+        7.4)."""
         here = stop_gradient(params) if self.first_order else params
         grads = grad(maml.total(self.reinforce, batch))(here)
         return maml.descend(params, grads, self.inner_lr if lr is None else lr)
@@ -93,7 +95,7 @@ class MetaPolicy:
 
     def surrogate(self, params: Params, task: Episodes) -> tuple[Array, Array]:
         """Each task's -mean(pi_theta'(a | o) / pi_old(a | o) A) and its mean KL(old || theta'),
-        (T,) both (Schulman et al. 2015, equation 14)."""
+        (T,) both (Schulman et al. 2015, their equation 14; docs, equations 7.5 and 7.8)."""
         return self._surrogate(self.adapted(params, task), task)
 
     def _surrogate(self, new: Gaussian, task: Episodes) -> tuple[Array, Array]:
@@ -103,7 +105,8 @@ class MetaPolicy:
         return loss, sum(mul(batch.weights, kl(old, new)), -1)
 
     def meta_gradient(self, params: Params, task: Episodes) -> tuple[Array, Params]:
-        """The losses (T,), and the gradient by theta of their sum, through the inner loop."""
+        """The losses (T,), and the gradient by theta of their sum, through the inner loop (docs,
+        equation 7.6)."""
 
         def objective(theta: Params) -> tuple[Array, Array]:
             losses, _ = self.surrogate(theta, task)
@@ -115,9 +118,9 @@ class MetaPolicy:
     def divergence_product(self, at: tuple[Params, Params], task: Episodes) -> Params:
         """H v, H the Hessian of the tasks' summed mean KL(old || theta'), where old is theta'.
 
-        There the divergence has its minimum, so that H is exactly J' M J: J the derivative of the
-        adapted policies by theta, through the inner update; M the Gaussians' Fisher information.
-        No third derivative is in it.
+        There the divergence has its minimum, so that H is exactly J' M J (docs, equation 7.9): J
+        the derivative of the adapted policies by theta, through the inner update; M the Gaussians'
+        Fisher information. No third derivative is in it.
 
         Args:
             at: theta and v.

@@ -54,7 +54,7 @@ class Policy:
         return {**self.network.init(rng=rng, dtype=dtype), "log_std": log_std}
 
     def distribution(self, params: Params, observations: Any) -> Gaussian:
-        """The policy's distributions at observations (..., N, O)."""
+        """The policy's distributions at observations (..., N, O) (docs, equation 7.1)."""
         layers = {name: layer for name, layer in params.items() if name != "log_std"}
         return Gaussian(self.network.apply(layers, observations), as_array(params["log_std"]))
 
