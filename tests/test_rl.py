@@ -149,25 +149,31 @@ def test_with_lambda_zero_an_advantage_is_one_temporal_difference() -> None:
 
 
 def test_the_features_of_the_baseline() -> None:
-    observations = np.full((1, 1, 2, 1), 20.0, np.float32)
-    found = advantages.features(observations, np.array([[[0, 50]]]))
-    np.testing.assert_allclose(found[0], [[10, 100, 0, 0, 0, 1], [10, 100, 0.5, 0.25, 0.125, 1]])
+    observations = np.full((2, 1), 20.0, np.float32)
+    found = advantages.features(observations, np.array([0, 50]))
+    np.testing.assert_allclose(found, [[10, 100, 0, 0, 0, 1], [10, 100, 0.5, 0.25, 0.125, 1]])
 
 
 def test_the_baseline_is_least_squares_on_the_steps_that_count() -> None:
-    inputs, weight = rng().normal(size=(2, 40, 4)), rng(1).normal(size=(2, 4))
-    returns = np.einsum("tnf,tf->tn", inputs, weight)
-    counts = np.ones((2, 40))
-    counts[:, 30:] = 0
-    returns[:, 30:] = 1e6  # must not be seen
+    inputs, weight = rng().normal(size=(40, 4)), rng(1).normal(size=4)
+    returns, counts = inputs @ weight, np.arange(40) < 30
+    returns[30:] = 1e6  # must not be seen
     found = advantages.fitted(inputs, returns, counts)
-    np.testing.assert_allclose(found[:, :30], returns[:, :30], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[:30], returns[:30], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[30:], inputs[30:] @ weight, rtol=1e-4, atol=1e-4)
 
 
-def test_a_singular_regression_gets_a_larger_ridge() -> None:
-    inputs = np.zeros((1, 5, 2))
-    assert np.isfinite(advantages.fitted(inputs, np.ones((1, 5)), np.ones((1, 5)))).all()
-    assert not advantages.fitted(np.full((1, 5, 2), np.nan), np.ones((1, 5)), np.ones((1, 5))).any()
+def test_every_task_has_a_baseline_of_its_own() -> None:
+    observations, times = rng().normal(size=(3, 2, 5, 1)), np.tile(np.arange(5), (3, 2, 1))
+    returns = np.array([1.0, -2.0, 3.0])[:, None, None] * observations[..., 0]
+    found = advantages.baseline(observations, times, returns, np.ones((3, 2, 5), bool))
+    np.testing.assert_allclose(found, returns, rtol=1e-3, atol=1e-3)
+
+
+def test_a_regression_that_fails_gets_a_larger_ridge_or_nothing() -> None:
+    counts = np.ones(5, bool)
+    assert np.isfinite(advantages.fitted(np.zeros((5, 2)), np.ones(5), counts)).all()
+    assert not advantages.fitted(np.full((5, 2), np.nan), np.ones(5), counts).any()
 
 
 def test_standardising_sees_only_the_steps_that_count() -> None:

@@ -6,7 +6,11 @@ Arrays are (T, R, H): tasks, lanes, time steps. A lane holds one episode after a
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+
+from ..backend.machine import cores, one_blas_thread
 
 RIDGE = 1e-5
 FARTHEST = 10.0  # observations are clipped to this in the baseline's features
@@ -36,45 +40,66 @@ def features(observations: np.ndarray, times: np.ndarray) -> np.ndarray:
     """What the baseline is linear in: o, o^2, t/100, its square and cube, and 1.
 
     Args:
-        observations: (T, R, H, O).
-        times: of each step in its episode, from 0, (T, R, H).
+        observations: (..., O).
+        times: of each step in its episode, from 0, (...).
 
     Returns:
-        float64 (T, R * H, 2 O + 4).
+        float64 (..., 2 O + 4).
     """
-    seen = np.clip(observations.astype(np.float64), -FARTHEST, FARTHEST)
-    t = times[..., None] / 100.0
-    all_of = np.concatenate([seen, seen**2, t, t**2, t**3, np.ones_like(t)], axis=-1)
-    return all_of.reshape(len(observations), -1, all_of.shape[-1])
+    size = observations.shape[-1]
+    out = np.empty((*times.shape, 2 * size + 4))
+    np.clip(observations, -FARTHEST, FARTHEST, out=out[..., :size])
+    np.square(out[..., :size], out=out[..., size : 2 * size])
+    t = times / 100.0
+    for power in (1, 2, 3):
+        out[..., 2 * size + power - 1] = t**power
+    out[..., -1] = 1
+    return out
 
 
-def fitted(inputs: np.ndarray, returns: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The linear baseline's values where it was fitted: ridge regression, task by task.
+def fitted(inputs: np.ndarray, returns: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The linear baseline's values where it was fitted: ridge regression for one task.
 
     Args:
-        inputs: (T, N, F).
-        returns: (T, N).
-        weights: 1 where a step counts, else 0, (T, N).
+        inputs: (N, F).
+        returns: (N,).
+        counts: whether a step counts, (N,).
 
     Returns:
-        (T, N). Where the regression fails, the ridge is made ten times larger, five times at most.
+        (N,). Where the regression fails, the ridge is made ten times larger, five times at most;
+        then the values are 0.
     """
-    counted = inputs * weights[..., None]
-    squares = counted.swapaxes(-1, -2) @ inputs
-    targets = (counted * returns[..., None]).sum(1)
-    out = np.zeros(returns.shape)
-    for task, (square, target) in enumerate(zip(squares, targets, strict=True)):
-        ridge = RIDGE
-        for _ in range(5):
-            try:
-                weight = np.linalg.solve(square + ridge * np.eye(len(square)), target)
-            except np.linalg.LinAlgError:
-                weight = np.full(len(target), np.nan)
-            if np.isfinite(weight).all():
-                out[task] = inputs[task] @ weight
-                break
-            ridge *= 10
-    return out
+    chosen = inputs if counts.all() else inputs[counts]
+    square, target = chosen.T @ chosen, chosen.T @ returns[counts]
+    for power in range(5):
+        try:
+            weight = np.linalg.solve(square + RIDGE * 10**power * np.eye(len(square)), target)
+        except np.linalg.LinAlgError:
+            continue
+        if np.isfinite(weight).all():
+            return inputs @ weight
+    return np.zeros(len(returns))
+
+
+def baseline(
+    observations: np.ndarray, times: np.ndarray, returns: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """Every task's own baseline at its own steps, tasks over threads.
+
+    Args:
+        observations: (T, R, H, O).
+        times, returns, counts: (T, R, H).
+
+    Returns:
+        (T, R, H).
+    """
+
+    def of(task: int) -> np.ndarray:
+        inputs = features(observations[task], times[task]).reshape(returns[task].size, -1)
+        return fitted(inputs, returns[task].ravel(), counts[task].ravel())
+
+    with one_blas_thread(), ThreadPoolExecutor(cores()) as pool:
+        return np.stack(list(pool.map(of, range(len(returns))))).reshape(returns.shape)
 
 
 def generalised(

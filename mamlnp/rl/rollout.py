@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backend.machine import one_blas_thread
 from ..compile import compile
-from .advantages import discounted, features, fitted, generalised, standardised
+from .advantages import baseline, discounted, generalised, standardised
 from .envs.simulations import Simulations
 from .policy import Policy
 
@@ -63,21 +63,13 @@ class Transitions:
     def experience(self, *, discount: float = 0.99, gae_lambda: float = 1.0) -> Experience:
         """With advantages over a linear baseline, fitted on these very steps, standardised for
         each task over the steps that count."""
-        tasks, size = len(self.rewards), self.rewards[0].size
-        counts = self.counts.astype(np.float64)
-        inputs = features(self.observations, self.times)
         returns = discounted(self.rewards, self.ends, discount)
-        values = fitted(inputs, returns.reshape(tasks, size), counts.reshape(tasks, size))
-        advantages = generalised(
-            self.rewards, values.reshape(returns.shape), self.ends, discount, gae_lambda
-        )
+        values = baseline(self.observations, self.times, returns, self.counts)
+        advantages = generalised(self.rewards, values, self.ends, discount, gae_lambda)
+        counts = self.counts.astype(np.float64)
         weights = counts / np.maximum(counts.sum((1, 2), keepdims=True), 1)
-        leaves = (
-            self.observations,
-            self.actions,
-            standardised(advantages, counts),
-            weights,
-        )
+        leaves = self.observations, self.actions, standardised(advantages, counts), weights
+        tasks, size = len(self.rewards), self.rewards[0].size
         flat = (
             leaf.reshape(tasks, size, *leaf.shape[3:]).astype(np.float32, copy=False)
             for leaf in leaves
