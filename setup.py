@@ -28,7 +28,7 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["mamlnp", "mamlnp.*"]),
-    package_data={"mamlnp": ["py.typed", "initialisations/*.safetensors"]},
+    package_data={"mamlnp": ["py.typed", "initialisations/*.safetensors", "backend/*.cu"]},
     install_requires=[
         "numpy>=2.1",
         "numba>=0.60",

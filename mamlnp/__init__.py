@@ -39,7 +39,7 @@ from .autodiff import (
     value_and_grad,
     vjp,
 )
-from .backend import to_device, to_host, using_kernels
+from .backend import to_device, to_host, using_device, using_kernels
 from .compile import compile as compile
 from .gradcheck import check_grads, check_hvp, check_meta_gradient
 from .ops.elementwise import (
@@ -214,6 +214,7 @@ __all__ = [
     "tasks",
     "to_device",
     "to_host",
+    "using_device",
     "transpose",
     "tree",
     "using_kernels",

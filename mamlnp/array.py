@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import backend
-from .errors import DtypeError
+from .errors import DeviceError, DtypeError
 
 NOTHING: dict[str, Any] = {}
 
@@ -69,6 +69,11 @@ class Array:
     @property
     def size(self) -> int:
         return self.value.size
+
+    @property
+    def device(self) -> str:
+        """Where it is: "cpu", or "cuda:0"."""
+        return backend.device_of(self.value)
 
     @property
     def T(self) -> "Array":  # noqa: N802 (NumPy's name)
@@ -155,6 +160,11 @@ class Array:
                 "asarray: this Array is being differentiated, and a NumPy array would lose that. "
                 "Use mamlnp's functions on it, or stop_gradient(x) first to say it is a constant."
             )
+        if backend.namespaces.get(self.value.__class__, np) is not np:
+            raise DeviceError(
+                f"asarray: this Array is on {self.device}, and NumPy would copy it unasked. Use "
+                "mamlnp's functions on it, or x.numpy() to copy it."
+            )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -180,11 +190,17 @@ def _no_numpy(name: str) -> str:
     )
 
 
-def array(x: Any, dtype: Any = None) -> Array:
+def array(x: Any, dtype: Any = None, *, device: str | None = None) -> Array:
     """An Array from anything NumPy takes: a copy, so later changes of ``x`` do not reach it.
+
+    Args:
+        x: numbers, lists of them, a NumPy array.
+        dtype: of the elements; as NumPy decides if not given.
+        device: "cpu" or "cuda"; if not given the one that ``using_device`` says, else the CPU.
 
     Raises:
         DtypeError: these are not real numbers.
+        DeviceError: there is no such device.
         TypeError: x is an Array that is being differentiated.
 
     >>> array([1.0, 2.0]) * 3
@@ -196,4 +212,4 @@ def array(x: Any, dtype: Any = None) -> Array:
             f"array: {value.dtype} is not a type of real numbers. "
             "Pass floats, integers or booleans."
         )
-    return Array(backend.to_device(value))
+    return Array(backend.to_device(value, device))

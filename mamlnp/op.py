@@ -24,7 +24,7 @@ from . import backend
 from .array import NOTHING, Array, numpy_names
 from .backend import namespaces
 from .draws import Drawer
-from .errors import DtypeError, MissingRuleError, ShapeError
+from .errors import DeviceError, DtypeError, MissingRuleError, ShapeError
 
 registry: dict[str, "Op"] = {}
 
@@ -156,7 +156,7 @@ class Op:
                 value = native.apply(self, values, params)
             else:
                 value = self.forward(xp, *values, **params)
-        except ShapeError:
+        except (ShapeError, DeviceError):
             raise
         except (ValueError, IndexError, TypeError, OverflowError) as error:
             raise self._explained(error, args, params) from error
@@ -167,7 +167,14 @@ class Op:
         return Array(value)
 
     def _unified(self, args: tuple[Any, ...], values: list[Any]) -> list[Any]:
-        """Integers take the float operands' type; two float types are an error."""
+        """Integers take the float operands' type; two float types, or two devices, are an error."""
+        where = {backend.device_of(v) for v in values if v.__class__ in namespaces}
+        if len(where) > 1:
+            raise DeviceError(
+                f"{self.name}: {self._described(args)} are on {' and '.join(sorted(where))}. "
+                "Make arrays like others with zeros_like and ones_like, and move what comes from "
+                "elsewhere once, with to_device."
+            )
         kinds = {
             v.dtype
             for i, v in enumerate(values)
@@ -281,7 +288,7 @@ def _lift(x: Any) -> Any:
     if backend.is_native(x) and x.dtype.kind in "fiub":
         if backend.is_scalar(x):
             return float(x) if x.dtype.kind == "f" else x.item()
-        return Array(backend.to_device(x))
+        return Array(x)
     raise DtypeError(
         f"array: {describe(x)} of type {type(x).__name__} is not an array of real numbers. "
         "Pass floats, integers or booleans."

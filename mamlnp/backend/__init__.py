@@ -1,27 +1,33 @@
 """The seam between the library and the machine: the only folder that imports numba or cupy.
 
-``namespace_of(x)`` is the module whose functions take ``x`` (NumPy today); ``kernels_of(x)`` is the
-module with the few loops that no namespace has. Every kernel exists twice: in :mod:`.reference`,
-written to be read, and in :mod:`.cpu`, written to be fast; tests hold one against the other.
+``namespace_of(x)`` is the module whose functions take ``x`` (NumPy, or CuPy on a CUDA device);
+``kernels_of(x)`` is the module with the few loops that no namespace has. Every kernel is there
+three times: in :mod:`.reference`, written to be read, and in :mod:`.cpu` and :mod:`.cuda`, written
+to be fast; tests hold them against the first. Arrays decide what they are computed with, and
+nothing moves from one device to another unless asked to.
 """
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from ..errors import DeviceError
 from . import cpu, reference
 
 namespaces: dict[type, Any] = {np.ndarray: np}
 KERNELS = {"reference": reference, "cpu": cpu}
+DEVICES = ("cpu", "cuda")
 _kernels_for_numpy: ModuleType = cpu
+_device = "cpu"  # where new arrays are made
 
 
 def is_native(x: Any) -> bool:
     """Is ``x`` an array or scalar of some namespace (not an Array, not a Python number)?"""
-    return isinstance(x, np.ndarray | np.generic)
+    return isinstance(x, np.generic) or x.__class__ in namespaces or isinstance(x, np.ndarray)
 
 
 def is_scalar(x: Any) -> bool:
@@ -40,23 +46,97 @@ def namespace_of(x: Any) -> Any:
 
 def kernels_of(x: Any) -> Any:
     """The module of kernels for the native array ``x``."""
-    namespace_of(x)
-    return _kernels_for_numpy
+    return _kernels_for_numpy if namespace_of(x) is np else _cuda()
 
 
 def default_namespace() -> Any:
     """The namespace that new arrays are made in when no input decides it."""
-    return np
+    return np if _device == "cpu" else _cuda().cupy
+
+
+def device_of(x: Any) -> str:
+    """Where the native array ``x`` is: "cpu", or "cuda:0".
+
+    >>> device_of(np.zeros(3))
+    'cpu'
+    """
+    return "cpu" if namespace_of(x) is np else f"cuda:{x.device.id}"
 
 
 def to_host(x: Any) -> np.ndarray:
     """``x`` as a NumPy array, copied from its device only if it is on another one."""
+    if x.__class__ in namespaces and namespaces[x.__class__] is not np:
+        on_device: Any = x
+        return np.asarray(on_device.get())
     return np.asarray(x)
 
 
-def to_device(x: Any) -> Any:
-    """``x`` as a native array of the default device (the CPU)."""
-    return np.asarray(x)
+def to_device(x: Any, device: str | None = None) -> Any:
+    """``x`` as a native array of a device.
+
+    Args:
+        x: a native array, or what NumPy makes one of.
+        device: "cpu" or "cuda"; if not given the one new arrays are made on, which is the CPU but
+            within :func:`using_device`.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+    wanted = _checked(_device if device is None else device)
+    if wanted == "cpu":
+        return to_host(x)
+    return _cuda().cupy.asarray(x)
+
+
+@contextlib.contextmanager
+def using_device(name: str) -> Iterator[None]:
+    """Make new arrays on a device, "cpu" or "cuda", within the body.
+
+    Raises:
+        DeviceError: there is no such device, or no CuPy to use it with.
+
+    >>> with using_device("cpu"):
+    ...     device_of(to_device([1.0, 2.0]))
+    'cpu'
+    """
+    global _device
+    before, _device = _device, _checked(name)
+    try:
+        yield
+    finally:
+        _device = before
+
+
+def _checked(device: str) -> str:
+    if device not in DEVICES:
+        raise DeviceError(f"device: there is no {device!r}. Use one of: {', '.join(DEVICES)}.")
+    if device == "cuda":
+        _cuda()
+    return device
+
+
+def _cuda() -> Any:
+    """The module of CUDA kernels, imported as it is first needed.
+
+    Raises:
+        DeviceError: CuPy is not installed, or finds no device.
+    """
+    try:
+        found = importlib.import_module(f"{__name__}.cuda")
+        count = found.cupy.cuda.runtime.getDeviceCount()
+    except ImportError as error:
+        raise DeviceError(
+            f"cuda: needs CuPy, which cannot be imported ({error}). Run: pip install "
+            "'mamlnp[cuda]' for CUDA 12, or install cupy-cuda13x for CUDA 13."
+        ) from error
+    except Exception as error:  # CuPy's own, of a driver that is not there
+        raise DeviceError(
+            f"cuda: CuPy finds no device ({error}). Check the driver with nvidia-smi."
+        ) from error
+    if not count:
+        raise DeviceError("cuda: CuPy finds no device. Check the driver with nvidia-smi.")
+    namespaces.setdefault(found.cupy.ndarray, found.cupy)
+    return found
 
 
 @contextlib.contextmanager
