@@ -161,7 +161,7 @@ def test_without_cupy_or_device_one_line_says_what_to_do(monkeypatch: Any) -> No
     if standin.COMPILER is None:
         return
     standin.installed(monkeypatch)
-    cupy = sys.modules["cupy"]
+    cupy: Any = sys.modules["cupy"]
     for answer in (lambda: 0, lambda: 1 / 0):
         monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", answer)
         with pytest.raises(DeviceError, match=r"CuPy finds no device.*nvidia-smi"):

@@ -121,14 +121,14 @@ def _cuda() -> Any:
     Raises:
         DeviceError: CuPy is not installed, or finds no device.
     """
-    try:
-        found = importlib.import_module(f"{__name__}.cuda")
-        count = found.cupy.cuda.runtime.getDeviceCount()
-    except ImportError as error:
+    found = importlib.import_module(f"{__name__}.cuda")
+    if found.cupy is None:
         raise DeviceError(
-            f"cuda: needs CuPy, which cannot be imported ({error}). Run: pip install "
-            "'mamlnp[cuda]' for CUDA 12, or install cupy-cuda13x for CUDA 13."
-        ) from error
+            "cuda: needs CuPy, which is not installed. Run: pip install 'mamlnp[cuda]' for CUDA 12, "
+            "or install cupy-cuda13x for CUDA 13."
+        )
+    try:
+        count = found.cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # CuPy's own, of a driver that is not there
         raise DeviceError(
             f"cuda: CuPy finds no device ({error}). Check the driver with nvidia-smi."

@@ -10,10 +10,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import cupy
 import numpy as np
 
 from .reference import Padding, Size, check_windows, window_counts
+
+try:
+    import cupy
+except ImportError:  # the seam says so, where a device is asked for
+    cupy = None
 
 SOURCE = Path(__file__).with_name("kernels.cu")
 CODES = {np.dtype(name): code for name, code in (
