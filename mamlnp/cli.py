@@ -313,7 +313,6 @@ def _machine() -> dict[str, Any]:
     return {
         **versions(),
         CORETYPE: os.environ.get(CORETYPE, "not set: OpenBLAS chose by itself"),
-        "cores": cores(),
         "threads": f"{cores()} over chunks of tasks, each with 1 BLAS thread, when training",
         "freed memory": "kept by the C library" if keep_memory() else "given back",
         "kernels": cache_folder(),

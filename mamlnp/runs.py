@@ -23,7 +23,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from .backend.machine import blas
+from .backend.machine import blas, cores
 from .errors import DataError
 
 CONFIG = "config.json"
@@ -347,8 +347,8 @@ def versions() -> dict[str, Any]:
     """What results may depend on: versions, the BLAS NumPy uses, the machine.
 
     >>> sorted(versions())  # doctest: +NORMALIZE_WHITESPACE
-    ['blas', 'blas_architecture', 'blas_threads', 'cpu', 'mamlnp', 'numba', 'numpy', 'platform',
-     'python']
+    ['blas', 'blas_architecture', 'blas_threads', 'cores', 'cpu', 'mamlnp', 'numba', 'numpy',
+     'platform', 'python']
     """
     try:
         mamlnp = importlib.metadata.version("mamlnp")
@@ -365,6 +365,7 @@ def versions() -> dict[str, Any]:
         "blas_threads": found.threads,
         "platform": platform.platform(),
         "cpu": _cpu(),
+        "cores": cores(),
     }
 
 
