@@ -5,9 +5,9 @@
 
 Each row is `mamlnp train` and `mamlnp evaluate` with the options below, in a run folder of its own
 under --runs. What is done already is kept, what was interrupted goes on, and the table is written
-anew after every row: benchmarks/results/TABLE.json with everything, TABLE.md for the README,
-TABLE.png with the learning curves, and of policies TABLE-steps.png with the returns after each
-gradient step.
+anew after every row: benchmarks/results/TABLE.json with everything, TABLE.md for the README and
+docs/results.md, docs/figures/TABLE.png with the learning curves, and of policies TABLE-steps.png
+with the returns after each gradient step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from mamlnp.experiments.scores import Row as Score
 from mamlnp.runs import CONFIG, EVALUATION, METRICS, atomic_write, open_run
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parents[1]
+README, FIGURES = ROOT / "README.md", ROOT / "docs" / "figures"
 QUERIES = ("1 query a class", "15 queries a class")
 
 
@@ -188,7 +189,7 @@ TABLES: dict[str, list[Row]] = {
             "pretrained-5w1s",
             "5-way 1-shot",
             "miniimagenet --preset today-5w1s --baseline pretrained --meta-iterations 2000 "
-            "--validation-tasks 200",
+            "--validate-every 500 --validation-tasks 200",
         ),
         Row(
             "maml-5w5s",
@@ -306,7 +307,7 @@ def command(*words: str) -> None:
 
 
 def write(table: str, runs: Path) -> None:
-    """TABLE.json, TABLE.md, TABLE.png and the block of the README, from what is done."""
+    """TABLE.json, TABLE.md, the pictures and the block of the README, from what is done."""
     stored = RESULTS / f"{table}.json"
     records = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
     for row in TABLES[table]:
@@ -394,29 +395,40 @@ def took(record: dict[str, Any]) -> str:
 
 
 def draw(table: str, records: dict[str, Any]) -> None:
-    """What training is measured by against meta-iterations, a line a run."""
+    """What training is measured by against meta-iterations: a colour a row, a line a seed."""
     shown = measure(table)
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for name, record in records.items():
-        if record["evaluation"].get("batch_norm", "transductive") != "transductive":
-            continue
-        iterations, values = zip(*record["curve"], strict=True)
-        axes.plot(iterations, [shown.scale * v for v in values], label=name, lw=1.2)
+    for row in TABLES[table]:
+        colour = None
+        for seed in row.seeds:
+            record = records.get(key(row, seed, "transductive"))
+            if record is None:
+                continue
+            iterations, values = zip(*record["curve"], strict=True)
+            label = f"{record['config'].get('baseline') or 'MAML'}, {row.label}"
+            (line,) = axes.plot(
+                iterations,
+                [shown.scale * v for v in values],
+                color=colour,
+                label=label if colour is None else None,
+                lw=1.2,
+            )
+            colour = line.get_color()
     axes.set(
         xlabel="meta-iterations",
         ylabel=shown.label,
-        title=f"{table}: learning curves, by row and seed",
+        title=f"{table}: learning curves, a line a seed",
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
-    with atomic_write(RESULTS / f"{table}.png") as partial:
+    with atomic_write(FIGURES / f"{table}.png") as partial:
         figure.savefig(partial)
     if shown is RETURNS and records:
         first = {name: r for name, r in records.items() if name.endswith("-0")}
         rows = [Score(**row) for record in first.values() for row in record["rows"]]
-        plots.returns_against_steps(RESULTS / f"{table}-steps.png", rows)
+        plots.returns_against_steps(FIGURES / f"{table}-steps.png", rows)
 
 
 if __name__ == "__main__":

@@ -256,6 +256,27 @@ def test_a_pretrained_network_learns_all_classes_and_is_fine_tuned(tmp_path: Pat
     assert "baseline pretrained" in config.describe()["meta-gradient"]
 
 
+def test_a_baseline_is_validated_as_it_is_tuned(tmp_path: Path) -> None:
+    """Which of its parameters are kept must not depend on one guessed way to fine-tune them."""
+    config = dataclasses.replace(
+        OMNIGLOT, baseline="pretrained", filters=4, meta_iterations=4, validate_every=2
+    )
+    data = made_up_characters()
+    run = trained(("omniglot", omniglot, config, data), tmp_path / "run")
+    last = run.load().arrays["state"]["params"]
+    tune = classification.tuner(config, data)
+    tuned = tune("last", classification._for_tasks(config, loop.from_host(last)))
+    row = without_clock(run)[-1]
+    assert float(row["validation_accuracy"]) == pytest.approx(float(tuned.scores.mean()))
+    assert float(row["fine_tuning_lr"]) == tuned.lr in classification.FINE_TUNING_LRS
+    for part in ("all", "head"):
+        accuracies = classification._fine_tuning(config, part, (config.eval_steps,), "transductive")
+        params = classification._for_tasks(config, loop.from_host(last))
+        tasks = list(classification._validation(config, data))
+        for lr in classification.FINE_TUNING_LRS:
+            assert accuracies(params, lr, tasks).mean() <= tuned.scores.mean()
+
+
 def test_the_nearest_neighbour_is_the_nearest() -> None:
     rng = np.random.default_rng(0)
     task = made_up_characters()["test"].sample(3, num_ways=4, num_shots=2, num_queries=3, rng=rng)

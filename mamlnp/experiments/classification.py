@@ -340,11 +340,8 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
         )
         for first_order in (True, False)
     ]
-    if config.baseline:
-        tuned = Tuned("head", FINE_TUNING_LRS[len(FINE_TUNING_LRS) // 2])
-        accuracies = fine_tuning_accuracies(config, tuned, (config.eval_steps,), "transductive")
-    else:
-        accuracies = maml_accuracies(config, (config.eval_steps,), "transductive")
+    accuracies = maml_accuracies(config, (config.eval_steps,), "transductive")
+    tune = tuner(config, data)
 
     def sample(stream: str, n: int, tasks: int) -> Task:
         return data["train"].sample(
@@ -371,14 +368,16 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
         return {"params": params, "opt": opt}, {"train_loss": float(query_losses.numpy().mean())}
 
     def validate(state: dict[str, Any], _: dict[str, float]) -> tuple[float, dict[str, float]]:
-        params = state["params"]
-        scores = accuracies(_for_tasks(config, params), _validation(config, data))
-        (row,) = rows("validation", "MAML", scores)
-        shown = {"validation_accuracy": row.mean, "validation_ci95": row.ci95}
-        if not config.baseline:
+        params, shown = state["params"], {}
+        if config.baseline:
+            tuned = tune(config.baseline, _for_tasks(config, params))
+            scores, shown["fine_tuning_lr"] = tuned.scores, tuned.lr
+        else:
+            scores = accuracies(params, _validation(config, data))
             task = sample("cosine", 0, min(COSINE_TASKS, config.meta_batch_size))
             shown |= compare_gradients(*(gradient(params, task)[1] for gradient in gradients))
-        return -row.mean, shown
+        (row,) = rows("validation", config.baseline or "MAML", scores)
+        return -row.mean, {"validation_accuracy": row.mean, "validation_ci95": row.ci95, **shown}
 
     loop.train(run, config, init=init, draw=draw, step=step, validate=validate, resume=resume)
     plots.classification_curve(run)
@@ -403,15 +402,17 @@ def compare_gradients(first_order: Any, second_order: Any) -> dict[str, float]:
 
 
 class Tuned(NamedTuple):
-    """How a network is fine-tuned.
+    """How a network is fine-tuned best.
 
     Attributes:
         part: "all" of it, or only its "head".
         lr: step size, on the mean cross-entropy.
+        scores: accuracies on the validation tasks, (1, tasks).
     """
 
     part: Literal["all", "head"]
     lr: float
+    scores: np.ndarray
 
 
 def _head(params: Any) -> str:
@@ -430,18 +431,11 @@ def _for_tasks(config: Config, params: Any) -> Any:
     return {**params, _head(params): tree.map(array, new)}
 
 
-def fine_tuning_accuracies(
-    config: Config, tuned: Tuned, steps: Collection[int], batch_norm: BatchNorm
-) -> Accuracies:
-    """Accuracies of fine-tuning params by gradient descent on the support set."""
-    at = _fine_tuning(config, tuned.part, steps, batch_norm)
-    return lambda params, batches: at((params, array(np.float32(tuned.lr))), batches)
-
-
 def _fine_tuning(
     config: Config, part: str, steps: Collection[int], batch_norm: BatchNorm
-) -> Accuracies:
-    """The same of (params, lr): the step size is data, so that one plan serves all."""
+) -> Callable[[Any, float, Iterable[Task]], np.ndarray]:
+    """Accuracies of fine-tuning params by gradient descent on the support set, of (params, lr,
+    meta-batches of tasks): the step size is data, so that one plan serves all."""
     net = network(config, config.num_ways)
     loss, accuracy = task_loss(replace(config, loss="mean"), net), _accuracy(net, batch_norm)
 
@@ -450,7 +444,8 @@ def _fine_tuning(
         rate = {name: lr if part == "all" or name == _head(params) else 0 for name in params}
         return adaptation_scores(loss, accuracy, params, task, steps=steps, inner_lr=rate)
 
-    return _accuracies(config, scores)
+    accuracies = _accuracies(config, scores)
+    return lambda params, lr, batches: accuracies((params, array(np.float32(lr))), batches)
 
 
 def _progress(label: str, tasks: int, batches: Iterable[Task]) -> Iterable[Task]:
@@ -458,17 +453,21 @@ def _progress(label: str, tasks: int, batches: Iterable[Task]) -> Iterable[Task]
     return tqdm(batches, label, total, leave=False, dynamic_ncols=True, mininterval=quietly)
 
 
-def tune(config: Config, name: str, params: Any, data: Data) -> Tuned:
-    """What is fine-tuned, and by which step size: the most accurate on the validation tasks."""
-    found = {}
-    for part in ("all", "head"):
-        accuracies = _fine_tuning(config, part, (config.eval_steps,), "transductive")
-        for lr in FINE_TUNING_LRS:
-            at = params, array(np.float32(lr))
+def tuner(config: Config, data: Data) -> Callable[[str, Any], Tuned]:
+    """A function of (a label, params): what is fine-tuned, and by which step size; the most
+    accurate on the validation tasks."""
+    parts: tuple[Literal["all", "head"], ...] = ("all", "head")
+    of = {part: _fine_tuning(config, part, (config.eval_steps,), "transductive") for part in parts}
+
+    def tune(name: str, params: Any) -> Tuned:
+        found = []
+        for part, lr in itertools.product(parts, FINE_TUNING_LRS):
             label = f"{name}, validation: {part}, {lr:g}"
             batches = _progress(label, config.validation_tasks, _validation(config, data))
-            found[Tuned(part, lr)] = accuracies(at, batches).mean()
-    return max(found, key=found.__getitem__)
+            found.append(Tuned(part, lr, of[part](params, lr, batches)))
+        return max(found, key=lambda tuned: float(tuned.scores.mean()))
+
+    return tune
 
 
 def nearest_neighbour(metric: str, task: Task) -> np.ndarray:
@@ -536,11 +535,12 @@ def evaluate(
     if baselines:
         first = network(config, config.num_ways).init(rng=counted_rng(config.seed, "init"))
         fine_tuned["random init"] = first
+    tune = tuner(config, data)
     for name, theta in fine_tuned.items():
-        tuned = tune(config, name, theta, data)
+        tuned = tune(name, theta)
         parts.append(f"{name}: fine-tunes {tuned.part}, step size {tuned.lr:g}: best in validation")
-        scores = fine_tuning_accuracies(config, tuned, steps, batch_norm)
-        methods[name] = functools.partial(scores, theta)
+        scores = _fine_tuning(config, tuned.part, steps, batch_norm)
+        methods[name] = functools.partial(scores, theta, tuned.lr)
     if baselines:
         found = {
             metric: _nearest_accuracies(metric, _validation(config, data)).mean()
