@@ -194,14 +194,15 @@ TABLES: dict[str, list[Row]] = {
         Row(
             "maml-5w5s",
             "5-way 5-shot",
-            "miniimagenet --preset today-5w5s --meta-iterations 1000 --validation-tasks 200",
+            "miniimagenet --preset today-5w5s --meta-iterations 600 --validate-every 200 "
+            "--validation-tasks 200",
             "--baselines",
         ),
         Row(
             "pretrained-5w5s",
             "5-way 5-shot",
-            "miniimagenet --preset today-5w5s --baseline pretrained --meta-iterations 1000 "
-            "--validation-tasks 200",
+            "miniimagenet --preset today-5w5s --baseline pretrained --meta-iterations 600 "
+            "--validate-every 300 --validation-tasks 100",
         ),
     ],
     "miniimagenet": [
