@@ -88,7 +88,7 @@ class PlainEnv(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
-        self._mujoco.mj_resetData(self._model, self._data)
+        self._mujoco.mj_resetDataKeyframe(self._model, self._data, 0)
         self._data.qpos += 0.01 * self.np_random.standard_normal(self._model.nq)
         self._data.qvel += 0.1 * self.np_random.standard_normal(self._model.nv)
         self._mujoco.mj_forward(self._model, self._data)

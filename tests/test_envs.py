@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -67,7 +68,54 @@ def test_the_bodies_are_the_authors() -> None:
     assert (ant.geom_solref == [0.02, 1]).all() and (
         ant.geom_solimp[:, :3] == [0.8, 0.8, 0.01]
     ).all()
-    assert ant.qpos0[2] == 0.55
+
+
+ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
+
+
+@pytest.mark.parametrize("robot", ["cheetah", "ant"])
+@pytest.mark.filterwarnings("ignore:.*settotalmass")
+def test_only_what_is_meant_to_differs_from_the_model_files(robot: str) -> None:
+    ours, name = locomotion.physics(robot), {"cheetah": "half_cheetah", "ant": "ant"}[robot]
+    theirs = mujoco.MjModel.from_xml_path(str(ASSETS / f"{name}.xml"))
+    meant = {"geom_solref", "geom_solimp"} if robot == "ant" else set()
+    for field in dir(ours):
+        if not field.startswith(("body_", "dof_", "jnt_", "geom_", "actuator_", "qpos", "tendon_")):
+            continue
+        a, b = getattr(ours, field), getattr(theirs, field)
+        if isinstance(a, np.ndarray) and field not in meant:
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12, err_msg=field)
+
+
+@pytest.mark.parametrize("name", ["cheetah-vel", "ant-vel"])
+def test_centre_of_mass_and_its_velocity_are_those_of_all_parts(name: str) -> None:
+    """By their definitions, from every part's own mass, place and speed."""
+    simulations, _, _ = started(name)
+    model = simulations.model
+    for n in range(30):
+        simulations.step(rng(n).uniform(-1, 1, (3, model.nu)))
+    data, mass = simulations.batch.get_data(1), model.body_mass[1:]
+    com, momentum = mass @ data.xipos[1:], np.zeros(3)
+    for body in range(1, model.nbody):
+        velocity = np.zeros(6)
+        mujoco.mj_objectVelocity(model, data, mujoco.mjtObj.mjOBJ_BODY, body, velocity, 0)
+        momentum += model.body_mass[body] * velocity[3:]
+    np.testing.assert_allclose(simulations._com[1], com / mass.sum(), atol=1e-9)
+    assert simulations._velocity[1] == pytest.approx(momentum[0] / mass.sum(), abs=1e-9)
+
+
+def test_an_ant_starts_on_its_feet() -> None:
+    simulations, _, _ = started("ant-dir", 50)
+    data = simulations.batch.get_data(0)
+    feet = [g for g in range(simulations.model.ngeom) if "ankle" in simulations.model.geom(g).name]
+    for foot in feet:
+        half = simulations.model.geom_size[foot, 1] * data.geom_xmat[foot, 8]
+        ends = data.geom_xpos[foot, 2] + half * np.array([1, -1])
+        assert 0.0 < ends.min() < 0.12 and ends.max() > 0.4
+    assert len(feet) == 4 and abs(simulations.batch.qpos[:, 2].mean() - 0.55) < 0.01
+    for _ in range(50):  # it stands there if it does nothing
+        step = simulations.step(np.zeros((50, 8)))
+    assert not step.done.any() and simulations.batch.qpos[:, 2].mean() > 0.4
 
 
 def test_no_warning_at_load(recwarn: pytest.WarningsRecorder, capfd: Any) -> None:
@@ -188,7 +236,7 @@ def test_the_same_seed_gives_the_same_episode_on_any_number_of_threads(name: str
 @pytest.mark.parametrize("name", ROBOTS)
 def test_an_episode_begins_with_the_authors_noise(name: str) -> None:
     simulations, _, _ = started(name, 400)
-    positions = simulations.batch.qpos - simulations.model.qpos0
+    positions = simulations.batch.qpos - simulations.model.key_qpos[0]
     assert positions.std() == pytest.approx(0.01, rel=0.05)
     assert simulations.batch.qvel.std() == pytest.approx(0.1, rel=0.05)
 

@@ -24,7 +24,7 @@ CONTROL_COST = {"cheetah": 0.05, "ant": 0.005}
 CONTACT_COST = 0.0005
 ALIVE = 0.05  # the ant's reward for not having fallen
 HEIGHTS = 0.2, 1.0  # of the ant's torso; beyond them it fell
-ANT_START = (0, 0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1)
+STARTS = {"cheetah": (0,) * 9, "ant": (0, 0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1)}
 NOISE = 0.01, 0.1  # standard deviations of positions and velocities at the start
 
 
@@ -98,7 +98,7 @@ def _mujoco() -> Any:
 
 
 def physics(robot: str) -> Any:
-    """The authors' cheetah or ant as a MuJoCo model.
+    """The authors' cheetah or ant as a MuJoCo model, whose only keyframe is how episodes start.
 
     Raises:
         MissingPackageError: mujoco or gymnasium is not installed.
@@ -123,13 +123,14 @@ def physics(robot: str) -> Any:
         for geom in spec.geoms:
             geom.solref[:] = 0.02, 1
             geom.solimp[:3] = 0.8, 0.8, 0.01
+    # Not qpos0: from there the joints measure their angles.
+    spec.add_key(name="start", qpos=STARTS[robot])
     mass = spec.compiler.settotalmass
     spec.compiler.settotalmass = -1  # deprecated there; the same by hand below
     model = spec.compile()
     if mass > 0:
         mujoco.mj_setTotalmass(model, mass)
-    if robot == "ant":
-        model.qpos0[:] = ANT_START
+        mujoco.mj_setConst(model, mujoco.MjData(model))  # what depends on masses
     return model
 
 
@@ -193,7 +194,7 @@ class Locomotion:
         if tasks is not None:
             self._tasks = np.array(tasks, np.float64)[:, 0]
         chosen = np.arange(self.batch.nsim) if which is None else which
-        self.batch.reset(chosen, stage=self._none)
+        self.batch.reset(chosen, keyframe=0, stage=self._none)
         positions, velocities = (
             std * rng.standard_normal((len(chosen), size))
             for std, size in zip(NOISE, (self.model.nq, self.model.nv), strict=True)
