@@ -189,20 +189,20 @@ TABLES: dict[str, list[Row]] = {
             "pretrained-5w1s",
             "5-way 1-shot",
             "miniimagenet --preset today-5w1s --baseline pretrained --meta-iterations 2000 "
-            "--validate-every 500 --validation-tasks 200",
+            "--validate-every 500 --validation-tasks 50",
         ),
         Row(
             "maml-5w5s",
             "5-way 5-shot",
             "miniimagenet --preset today-5w5s --meta-iterations 600 --validate-every 200 "
-            "--validation-tasks 200",
+            "--validation-tasks 50",
             "--baselines",
         ),
         Row(
             "pretrained-5w5s",
             "5-way 5-shot",
             "miniimagenet --preset today-5w5s --baseline pretrained --meta-iterations 600 "
-            "--validate-every 300 --validation-tasks 100",
+            "--validate-every 300 --validation-tasks 50",
         ),
     ],
     "miniimagenet": [

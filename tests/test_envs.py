@@ -252,6 +252,21 @@ def test_some_can_begin_anew_while_others_go_on() -> None:
     assert abs(simulations.batch.qpos[0, 2] - 0.55) < 0.05
 
 
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_some_can_step_while_others_wait(name: str) -> None:
+    all_of_them, some_of_them = (started(name)[0] for _ in range(2))
+    which = np.array([0, 2])
+    for n in range(10):
+        actions = rng(n).uniform(-1, 1, (3, all_of_them.action_size))
+        whole, part = all_of_them.step(actions), some_of_them.step(actions[which], which)
+        for a, b in zip(whole, part, strict=True):
+            np.testing.assert_array_equal(a[which], b)
+    assert not np.array_equal(all_of_them.step(actions * 0)[0][1], started(name)[2][1])
+    one = some_of_them.step(np.zeros((1, all_of_them.action_size)), np.array([1]))
+    first = started(name)[0].step(np.zeros((3, all_of_them.action_size)))
+    np.testing.assert_array_equal(one.observations[0], first.observations[1])
+
+
 def test_tasks_differ_and_stay_in_their_range() -> None:
     ranges = {"nav2d": (-0.5, 0.5), "cheetah-vel": (0, 2), "ant-vel": (0, 3)}
     for name, (low, high) in ranges.items():

@@ -13,7 +13,7 @@ from PIL import Image
 
 import mamlnp as ml
 from mamlnp.cli import main
-from mamlnp.errors import DeviceError
+from mamlnp.errors import DataError, DeviceError
 from mamlnp.experiments import EXPERIMENTS, nav2d, reinforcement
 from mamlnp.experiments.locomotion import ROBOTS
 from mamlnp.rl.envs import locomotion
@@ -87,9 +87,17 @@ def test_the_log_says_what_happened(tmp_path: Path) -> None:
     assert [row["iteration"] for row in rows] == ["2", "4"]
     for row in rows:
         assert float(row["before"]) < 0 and float(row["after"]) < 0
-        assert 0 <= float(row["kl"]) <= NAV.max_kl and float(row["broken_steps"]) == 0
+        assert 0 <= float(row["kl"]) <= NAV.max_kl and 0 <= float(row["refused"]) <= 1
+        assert float(row["broken_steps"]) == float(row["tasks_left_out"]) == 0
     with Image.open(run.path / "curve.png") as picture:
         assert min(picture.size) > 200
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero):RuntimeWarning")
+def test_a_run_that_diverged_everywhere_stops(tmp_path: Path) -> None:
+    config = dataclasses.replace(NAV, inner_lr=1e30)
+    with pytest.raises(DataError, match="no task has a finite gradient"):
+        trained(tmp_path / "run", config)
 
 
 def test_navigation_learns(tmp_path: Path) -> None:
@@ -162,6 +170,14 @@ def test_an_agent_adapts_and_acts(cheetah: Any) -> None:
     assert (flat(adapted.params) != flat(agent.params)).any()
     assert agent.act(np.zeros(20)).shape == (6,)
     assert agent.act(np.zeros((4, 20)), rng=np.random.default_rng(0)).shape == (4, 6)
+
+
+def test_an_oracle_is_told_its_task_wherever_it_acts(tmp_path: Path) -> None:
+    config = dataclasses.replace(CHEETAH, baseline="oracle")
+    agent = ml.load(trained(tmp_path / "run", config, "cheetah-dir").path)
+    assert agent.told and agent.act(np.zeros(21)).shape == (6,)
+    adapted = agent.adapt(1.0, rng=np.random.default_rng(0))
+    assert np.isfinite(flat(adapted.params)).all()
 
 
 def test_a_film_is_shot(cheetah: Any, tmp_path: Path, capsys: Any) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 
 from mamlnp import array, check_grads, maml, tree
 from mamlnp.autodiff import grad
+from mamlnp.errors import ShapeError
 from mamlnp.ops.reduce import sum as total
 from mamlnp.rl import advantages
 from mamlnp.rl.envs import ENVIRONMENTS
@@ -205,51 +206,127 @@ class Counting:
         self.steps[which] = 0
         return self.steps[which][:, None].astype(np.float32)
 
-    def step(self, actions: np.ndarray) -> Step:
+    def step(self, actions: np.ndarray, which: Any = None) -> Step:
         assert np.isfinite(actions).all()
-        self.steps += 1
-        over = self.steps == np.abs(self.tasks)
-        broken = over & (self.tasks < 0)
-        seen = np.where(broken, np.nan, self.steps)[:, None].astype(np.float32)
+        which = slice(None) if which is None else which
+        self.steps[which] += 1
+        steps, tasks = self.steps[which], self.tasks[which]
+        over = self.ended(steps, tasks)
+        broken = over & (tasks < 0)
+        seen = np.where(broken, np.nan, steps)[:, None].astype(np.float32)
         return Step(seen, np.where(broken, np.nan, 1.0), over & ~broken, broken)
 
+    def ended(self, steps: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        return steps == np.abs(tasks)
 
-def counted(*tasks: float) -> Transitions:
+
+class Dying(Counting):
+    """Ends with this probability at each step."""
+
+    horizon = 20
+
+    def __init__(self, count: int, probability: float) -> None:
+        super().__init__(count)
+        self.probability, self.rng = probability, rng(5)
+
+    def ended(self, steps: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        return self.rng.random(len(steps)) < self.probability
+
+
+def counted(*tasks: float, lanes: int = 2) -> Transitions:
     policy = Policy(1, 1, hidden=(2,))
     thetas = per_task(policy.init(rng=rng()), len(tasks))
-    sampler = Sampler(policy, Counting(2 * len(tasks)), 2)
+    sampler = Sampler(policy, Counting(lanes * len(tasks)), lanes)
     return sampler.sample(thetas, np.array(tasks)[:, None], rng=rng(1))
 
 
-def test_an_episode_that_ends_early_is_followed_by_another() -> None:
+def test_an_episode_that_ends_early_is_followed_by_another_that_comes_to_its_end() -> None:
     found = counted(3, 100)
-    assert found.times[0, 0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
-    assert found.observations[0, 0, :, 0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
-    assert found.ends[0, 0].tolist() == [False, False, True] * 2 + [False, True]
-    assert found.times[1, 0].tolist() == list(range(8))
-
-
-def test_an_unfinished_episode_counts_only_if_it_was_the_lanes_first() -> None:
-    found = counted(3, 100)
-    assert found.counts[0, 0].tolist() == [True] * 6 + [False] * 2
-    assert found.counts[1].all()
+    assert found.times[0, 0].tolist() == [0, 1, 2] * 3
+    assert found.observations[0, 0, :, 0].tolist() == [0, 1, 2] * 3
+    assert found.ends[0, 0].tolist() == [False, False, True] * 3
+    assert found.times[1, 0, :8].tolist() == list(range(8)) and found.ends[1, 0, 7]
     assert found.returns().tolist() == [3, 8]
+
+
+def test_episodes_count_until_there_are_rollouts_times_the_horizon_of_steps() -> None:
+    found = counted(3, 100)
+    assert found.counts[0].all()  # the sixth is begun when there are 15 steps, and 16 are wanted
+    assert found.counts[1].sum() == 16 and not found.counts[1, :, 8:].any()
+    three = counted(3, lanes=3)
+    assert three.counts.sum() == 24 and three.counts[0, :2].all()
+    assert not three.counts[0, 2, 6:].any()  # the ninth: 24 were there before it
+
+
+def test_whether_an_episode_counts_does_not_depend_on_its_length() -> None:
+    """With a chance p of ending at every step, a share p of the steps short of the horizon are
+    ends (Wald); were unfinished episodes dropped there would be more."""
+    policy, p, lanes, tasks = Policy(1, 1, hidden=(2,)), 0.08, 4, 1500
+    sampler = Sampler(policy, Dying(lanes * tasks, p), lanes)
+    thetas = per_task(policy.init(rng=rng()), tasks)
+    found = sampler.sample(thetas, np.zeros((tasks, 1)), rng=rng(1))
+    kept = found.counts & (found.times < Dying.horizon - 1)
+    share, n = found.ends[kept].mean(), kept.sum()
+    assert share == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / n))
+    steps = found.counts.sum((1, 2))
+    assert steps.min() >= lanes * Dying.horizon
+    assert steps.max() < (lanes + 1) * Dying.horizon
+    lengths = found.times[found.counts & found.ends] + 1
+    whole = (1 - (1 - p) ** Dying.horizon) / p  # the mean length of all episodes
+    assert lengths.mean() == pytest.approx(whole, rel=0.02)
 
 
 def test_a_broken_step_ends_its_episode_and_poisons_nothing() -> None:
     found = counted(-3, 100)
-    assert found.broken == 4  # twice in each of two lanes
-    assert found.counts[0, 0].tolist() == [True, True, False] * 2 + [False] * 2
+    assert found.broken.sum() == 6  # three times in each of two lanes
+    assert found.counts[0, 0].tolist() == [True, True, False] * 3
     for leaf in (found.observations, found.actions, found.rewards, *found.experience()):
         assert np.isfinite(leaf).all()
-    assert found.returns().tolist() == [2, 8]
+    returns = found.returns()
+    assert np.isnan(returns[0]) and returns[1] == 8
+
+
+def test_a_task_that_broke_everywhere_is_no_good_task() -> None:
+    """0 would be the best return there is where all rewards are negative."""
+    policy = Policy(2, 2, hidden=(3,))
+    sampler = Sampler(policy, ENVIRONMENTS["nav2d"].make(4, None), 2)
+    thetas = per_task(policy.init(rng=rng()), 2)
+    thetas["linear1"]["w"] = (
+        array(np.float32([np.nan, 1]).reshape(2, 1, 1)) * thetas["linear1"]["w"]
+    )
+    returns = sampler.sample(thetas, np.ones((2, 2)), rng=rng()).returns()
+    assert np.isnan(returns[0]) and returns[1] < 0
 
 
 def test_weights_make_means_over_the_steps_that_count() -> None:
     batch = counted(3, 100).experience()
     np.testing.assert_allclose(batch.weights.sum(1), 1, rtol=1e-6)
-    assert (batch.weights[0] > 0).sum() == 12 and (batch.weights[1] > 0).all()
-    assert not batch.advantages[0][batch.weights[0] == 0].any()
+    assert [(weights > 0).sum() for weights in batch.weights] == [18, 16]
+    assert batch.weights.shape == (2, 24)
+    assert not batch.advantages[batch.weights == 0].any()
+    assert counted(100, 100).experience().weights.shape == (2, 16)
+
+
+def test_a_sampler_refuses_a_policy_of_other_observations() -> None:
+    with pytest.raises(ShapeError, match="observes 3 numbers, the environment gives 1"):
+        Sampler(Policy(3, 1), Counting(2), 2)
+
+
+def test_one_task_that_diverged_is_left_out() -> None:
+    meta, params = MetaPolicy(POLICY, 0.3), params_of(dtype=np.float32)
+    task = episodes(meta, params, dtype=np.float32)
+    for leaf in task.support[0]:
+        assert len(leaf) == T == 2
+    alone = tree.map(lambda leaf: leaf[1:], task)
+    task.support[0].advantages[0] = np.nan
+    learner = Learner(meta)
+    update, expected = (learner.update(params, {}, each) for each in (task, alone))
+    assert update.left_out == 1 and expected.left_out == 0
+    assert update.report is not None and update.report.accepted
+    np.testing.assert_array_equal(flat(update.params), flat(expected.params))
+    task.support[0].advantages[:] = np.nan
+    update = learner.update(params, {}, task)
+    assert update.left_out == 2 and (flat(update.params) == flat(params)).all()
 
 
 def test_the_oracle_is_told_the_task() -> None:
@@ -257,7 +334,8 @@ def test_the_oracle_is_told_the_task() -> None:
     sampler = Sampler(policy, Counting(2), 1, told=True)
     thetas = per_task(policy.init(rng=rng()), 2)
     found = sampler.sample(thetas, np.array([[5.0], [7.0]]), rng=rng())
-    assert (found.observations[0, ..., 1] == 5).all() and (found.observations[1, ..., 1] == 7).all()
+    for told, seen, counts in zip((5, 7), found.observations, found.counts, strict=True):
+        assert (seen[counts][:, 1] == told).all()
 
 
 def test_each_task_acts_by_its_own_parameters() -> None:

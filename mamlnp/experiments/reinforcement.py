@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import optim, plots
+from ..errors import DataError
 from ..rl.agent import Agent
 from ..rl.envs import ENVIRONMENTS, Environment
 from ..rl.maml_rl import Learner, MetaPolicy, meta_step, per_task
@@ -129,8 +130,15 @@ def _sampler(config: Config, environment: Environment, policy: Policy, rollouts:
 def _learner(config: Config, policy: Policy) -> Learner:
     meta = MetaPolicy(policy, config.inner_lr, config.first_order)
     plain = optim.adam(config.meta_lr) if config.meta_optimizer == "adam" else None
-    how: dict[str, Any] = {"threads": config.threads, "compiled": not config.eager}
-    return Learner(meta, optimizer=plain, max_divergence=config.max_kl, **how)
+    return Learner(
+        meta,
+        optimizer=plain,
+        max_divergence=config.max_kl,
+        discount=config.discount,
+        gae_lambda=config.gae_lambda,
+        threads=config.threads,
+        compiled=not config.eager,
+    )
 
 
 def train(config: Config, run: Run, environment: Environment, *, resume: bool = False) -> None:
@@ -158,16 +166,21 @@ def train(config: Config, run: Run, environment: Environment, *, resume: bool = 
             tasks,
             inner_steps=config.trained_steps,
             rng=rng,
-            discount=config.discount,
-            gae_lambda=config.gae_lambda,
         )
-        numbers = {"before": float(seen[0].returns().mean())}
-        numbers["after"] = float(seen[-1].returns().mean())
+        if update.left_out == len(tasks):
+            raise DataError(
+                f"{run.path}: no task has a finite gradient in iteration {n}. Lower inner_lr; the "
+                "last checkpoint is kept."
+            )
+        numbers = {"before": float(np.nanmean(seen[0].returns()))}
+        numbers["after"] = float(np.nanmean(seen[-1].returns()))
         if update.report is not None:
             numbers["kl"] = update.report.divergence
             numbers["backtracks"] = update.report.backtracks
-        numbers["broken_steps"] = sum(transitions.broken for transitions in seen)
-        taken = sum(transitions.rewards.size for transitions in seen)
+            numbers["refused"] = float(not update.report.accepted)
+        numbers["broken_steps"] = sum(int(transitions.broken.sum()) for transitions in seen)
+        numbers["tasks_left_out"] = update.left_out
+        taken = sum(int(transitions.counts.sum()) for transitions in seen)
         numbers["steps_per_second"] = taken / (time.perf_counter() - began)
         return {"params": update.params, "opt": update.state}, numbers
 
@@ -221,7 +234,7 @@ def adapted_returns(
         for lr in (*lrs, None):
             episodes.append(sampler.sample(thetas, padded, rng=rng))
             if lr is not None:
-                thetas = learner.adapt(thetas, episodes[-1].experience(), lr)
+                thetas = learner.adapt(thetas, learner.experience(episodes[-1]), lr)
         seen(episodes)
         parts.append(np.stack([e.returns()[: len(here)] for e in episodes]))
     return np.concatenate(parts, axis=1)
@@ -273,6 +286,8 @@ def evaluate(
         bar.close()
         steps = ", ".join(f"{lr:g}" for lr in lrs) or "none"
         parts.append(f"{method}: step sizes {steps}")
+        if diverged := int((~np.isfinite(found)).any(0).sum()):
+            parts.append(f"{method}: {diverged} of {tasks} tasks left the finite numbers")
         table.extend(rows(name, method, found, bound=np.inf))
 
     def tuned(params: Any) -> float:
@@ -366,5 +381,8 @@ def learner(config: Config, params: Any, about: dict[str, Any] | None = None) ->
         environment=config.environment,
         inner_lr=config.inner_lr,
         rollouts=config.eval_rollouts,
+        discount=config.discount,
+        gae_lambda=config.gae_lambda,
+        told=config.baseline == "oracle",
         about=about or {},
     )

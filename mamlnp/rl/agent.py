@@ -25,6 +25,8 @@ class Agent:
         environment: its name, such as "nav2d" or "ant-dir".
         inner_lr: alpha.
         rollouts: before each inner step.
+        discount, gae_lambda: of the advantages.
+        told: whether the policy observes the task too, after what the environment gives.
         about: where it comes from: experiment, settings, scores.
     """
 
@@ -33,6 +35,9 @@ class Agent:
     environment: str
     inner_lr: float
     rollouts: int
+    discount: float = 0.99
+    gae_lambda: float = 1.0
+    told: bool = False
     about: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def act(
@@ -41,7 +46,7 @@ class Agent:
         """An action for each observation, (N, O) -> (N, A) or (O,) -> (A,).
 
         Args:
-            observations: as the environment gives them.
+            observations: as the environment gives them; the task after them, if it is told.
             rng: to draw from the policy; its mean without one.
         """
         seen = np.asarray(observations, np.float32)
@@ -68,11 +73,15 @@ class Agent:
             rng: of the rollouts.
         """
         simulations = ENVIRONMENTS[self.environment].make(self.rollouts, None)
-        sampler = Sampler(self.network, simulations, self.rollouts)
-        learner = Learner(MetaPolicy(self.network, self.inner_lr))
+        sampler = Sampler(self.network, simulations, self.rollouts, told=self.told)
+        learner = Learner(
+            MetaPolicy(self.network, self.inner_lr),
+            discount=self.discount,
+            gae_lambda=self.gae_lambda,
+        )
         goal = np.reshape(np.asarray(task, np.float64), (1, simulations.task_size))
         thetas = per_task(self.params, 1)
         for step in range(inner_steps):
-            batch = sampler.sample(thetas, goal, rng=rng).experience()
+            batch = learner.experience(sampler.sample(thetas, goal, rng=rng))
             thetas = learner.adapt(thetas, batch, self.inner_lr / (2 if step else 1))
         return replace(self, params=tree.map(lambda leaf: leaf[0], thetas))

@@ -76,7 +76,8 @@ def _episode(
     for t in tqdm(range(simulations.horizon), label, leave=False, delay=1):
         if t % EVERY == 0:
             pictures.append(camera.picture(simulations.batch.get_data(0)))
-        step = simulations.step(agent.act(seen))
+        told = np.concatenate([seen, goal], axis=1) if agent.told else seen
+        step = simulations.step(agent.act(told))
         seen, total = step.observations, total + float(step.rewards[0])
         if step.done[0] or step.broken[0]:
             break

@@ -8,7 +8,7 @@ tasks there are means, so that the trust region does not depend on their number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -151,12 +151,14 @@ class Update(NamedTuple):
     Attributes:
         params: the new theta.
         state: of the outer loop's optimiser.
-        report: of the trust region; None for a plain step.
+        report: of the trust region; None for a plain step, and where there was none.
+        left_out: how many tasks it knows nothing of, because their gradients were not finite.
     """
 
     params: Params
     state: Any
     report: Report | None = None
+    left_out: int = 0
 
 
 class Learner:
@@ -166,6 +168,7 @@ class Learner:
         meta: the functions of theta.
         optimizer: of a plain meta-update; without one it is a trust region's.
         max_divergence: the trust region: mean KL of the adapted policies, in nats.
+        discount, gae_lambda: of the advantages.
         threads: how many run at once; as many as there are cores if not given.
         compiled: replay plans instead of running operation by operation.
     """
@@ -176,6 +179,8 @@ class Learner:
         *,
         optimizer: Optimizer | None = None,
         max_divergence: float = 0.01,
+        discount: float = 0.99,
+        gae_lambda: float = 1.0,
         threads: int | None = None,
         compiled: bool = True,
     ) -> None:
@@ -183,11 +188,16 @@ class Learner:
             return parallel.over_tasks(f, threads=threads, compiled=compiled)
 
         self.meta, self._optimizer, self._max_divergence = meta, optimizer, max_divergence
+        self._returns = {"discount": discount, "gae_lambda": gae_lambda}
         self._adapted = over(lambda lr, task: meta.descend(*task, lr=lr))
         self._acting = over(lambda _, task: meta.policy.distribution(*task))
         self._surrogate = over(meta.surrogate)
         self._gradient = over(meta.meta_gradient)
         self._product = over(meta.divergence_product)
+
+    def experience(self, episodes: Transitions) -> Experience:
+        """What episodes teach, by this learner's discount."""
+        return episodes.experience(**self._returns)
 
     def adapt(self, params: Params, batch: Experience, lr: float | None = None) -> Params:
         """Every task's own theta after one inner step (line 7), leaves (T, ...)."""
@@ -199,28 +209,36 @@ class Learner:
         return _joined(self._acting((), (params, batch.observations)))
 
     def update(self, params: Params, state: Any, task: Episodes) -> Update:
-        """theta after the meta-update (line 10)."""
-        tasks = maml.num_tasks(task)
+        """theta after the meta-update (line 10), on the tasks whose gradients are finite: one whose
+        inner step diverged must not stop the others."""
+        gradients = [flat(grads) for _, grads in self._gradient(params, task)]
+        finite = [i for i, gradient in enumerate(gradients) if np.isfinite(gradient).all()]
+        left_out = len(gradients) - len(finite)
+        if not finite:
+            return Update(params, state, None, left_out)
+        if left_out:
+            task = tree.map(lambda leaf: leaf[finite], task)
 
-        def mean(trees: list[Any]) -> np.ndarray:
-            return np.sum([flat(tree) for tree in trees], axis=0) / tasks
+        def mean(found: Iterable[np.ndarray]) -> np.ndarray:
+            return np.sum(list(found), axis=0) / len(finite)
 
-        gradient = mean([grads for _, grads in self._gradient(params, task)])
+        gradient = mean(gradients[i] for i in finite)
         if self._optimizer is not None:
-            grads = like(params, gradient)
-            return Update(*self._optimizer.update(params, grads, state))
+            stepped = self._optimizer.update(params, like(params, gradient), state)
+            return Update(*stepped, None, left_out)
 
         def product(vector: np.ndarray) -> np.ndarray:
-            return mean(self._product((params, like(params, vector)), task))
+            return mean(map(flat, self._product((params, like(params, vector)), task)))
 
         def evaluate(theta: np.ndarray) -> tuple[float, float]:
-            loss, divergence = mean(self._surrogate(like(params, theta), task))
+            loss, divergence = mean(map(flat, self._surrogate(like(params, theta), task)))
             return float(loss), float(divergence)
 
         theta, report = trust_region_step(
             flat(params), gradient, product, evaluate, max_divergence=self._max_divergence
         )
-        return Update(like(params, theta) if report.accepted else params, state, report)
+        new = like(params, theta) if report.accepted else params
+        return Update(new, state, report, left_out)
 
 
 def flat(params: Any) -> np.ndarray:
@@ -254,8 +272,6 @@ def meta_step(
     *,
     inner_steps: int,
     rng: np.random.Generator,
-    discount: float = 0.99,
-    gae_lambda: float = 1.0,
 ) -> tuple[Update, list[Transitions]]:
     """One iteration of Algorithm 3.
 
@@ -267,7 +283,6 @@ def meta_step(
         tasks: (T, task size) (line 3).
         inner_steps: how many.
         rng: of the episodes.
-        discount, gae_lambda: of the advantages.
 
     Returns:
         The update, and the episodes before every inner step and after the last.
@@ -277,7 +292,7 @@ def meta_step(
     support: list[Experience] = []
     while True:
         seen.append(sampler.sample(thetas, tasks, rng=rng))  # lines 5 and 8
-        batch = seen[-1].experience(discount=discount, gae_lambda=gae_lambda)
+        batch = learner.experience(seen[-1])
         if len(support) == inner_steps:
             break
         support.append(batch)

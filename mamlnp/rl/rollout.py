@@ -9,6 +9,7 @@ import numpy as np
 
 from ..backend.machine import one_blas_thread
 from ..compile import compile
+from ..errors import ShapeError
 from .advantages import baseline, discounted, generalised, standardised
 from .envs.simulations import Simulations
 from .policy import Policy
@@ -33,17 +34,22 @@ class Experience(NamedTuple):
 
 @dataclass(frozen=True)
 class Transitions:
-    """Lanes of time steps: (T, R, H), where an episode that ends early is followed by another.
+    """Lanes of time steps: (T, R, L), where an episode that ends early is followed by another.
+
+    A lane begins episodes until it is as long as the horizon, and ends what it began. Of a task's
+    episodes count, in the order of their beginnings, as many as make R x horizon steps or more: as
+    the authors' sampler does it. Whether an episode counts must not depend on its own length: were
+    those dropped that are under way when a lane is full, the short ones would be too many.
 
     Attributes:
-        observations: before each step, float32 (T, R, H, O).
-        actions: float32 (T, R, H, A).
-        rewards: float32 (T, R, H).
+        observations: before each step, float32 (T, R, L, O).
+        actions: float32 (T, R, L, A).
+        rewards: float32 (T, R, L).
         times: of each step in its episode, from 0.
         ends: whether an episode ends with this step, done, broken or cut off.
-        counts: whether a step counts: not if the simulator broke there, nor if its episode was
-            still under way when the lane, begun later than the episode's horizon ago, was full.
-        broken: how many steps the simulator broke at.
+        broken: whether the simulator broke at this step.
+        counts: whether a step counts: it was taken, did not break, and is of an episode that does.
+        horizon: steps after which an episode is cut off.
     """
 
     observations: np.ndarray
@@ -51,89 +57,136 @@ class Transitions:
     rewards: np.ndarray
     times: np.ndarray
     ends: np.ndarray
+    broken: np.ndarray
     counts: np.ndarray
-    broken: int
+    horizon: int
 
     def returns(self) -> np.ndarray:
-        """The mean undiscounted return of each task's first episodes, which all came to their
-        ends, (T,)."""
+        """The mean undiscounted return of each task's first episodes, one a lane, (T,): of those
+        at whose steps the simulator did not break; NaN where there are none."""
         first = np.cumsum(self.ends, axis=-1) - self.ends == 0
-        return np.where(first, self.rewards, 0).sum(-1, dtype=np.float64).mean(-1)
+        whole = ~(first & self.broken).any(-1)
+        sums = np.where(first, self.rewards, 0).sum(-1, dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            return np.where(whole, sums, 0).sum(-1) / whole.sum(-1)
 
     def experience(self, *, discount: float = 0.99, gae_lambda: float = 1.0) -> Experience:
-        """With advantages over a linear baseline, fitted on these very steps, standardised for
-        each task over the steps that count."""
+        """The steps that count, with advantages over a linear baseline, fitted on these very steps,
+        standardised for each task.
+
+        N is R x horizon where no episode ended early, and R + 1 times the horizon where one did,
+        enough in any case; what is left has weight 0.
+        """
         returns = discounted(self.rewards, self.ends, discount)
         values = baseline(self.observations, self.times, returns, self.counts)
         advantages = generalised(self.rewards, values, self.ends, discount, gae_lambda)
-        counts = self.counts.astype(np.float64)
-        weights = counts / np.maximum(counts.sum((1, 2), keepdims=True), 1)
-        leaves = self.observations, self.actions, standardised(advantages, counts), weights
-        tasks, size = len(self.rewards), self.rewards[0].size
-        flat = (
-            leaf.reshape(tasks, size, *leaf.shape[3:]).astype(np.float32, copy=False)
-            for leaf in leaves
-        )
-        return Experience(*flat)
+        found = self.counts.sum((1, 2))
+        weights = self.counts / np.maximum(found, 1)[:, None, None]
+        leaves = self.observations, self.actions, standardised(advantages, self.counts), weights
+        tasks, rollouts, _ = self.counts.shape
+        room = rollouts * self.horizon
+        if self.counts.all() and self.counts.shape[2] == self.horizon:
+            shapes = ((tasks, room, *leaf.shape[3:]) for leaf in leaves)
+            flat = map(np.reshape, leaves, shapes)
+            return Experience(*(leaf.astype(np.float32, copy=False) for leaf in flat))
+        room += self.horizon
+        packed = [np.zeros((tasks, room, *leaf.shape[3:]), np.float32) for leaf in leaves]
+        for leaf, into in zip(leaves, packed, strict=True):
+            for task, count in enumerate(found):
+                into[task, :count] = leaf[task][self.counts[task]]
+        return Experience(*packed)
 
 
 class Sampler:
-    """Steps tasks x rollouts simulations together.
+    """Steps tasks x rollouts simulations together, a lane each.
 
     Args:
         policy: whose parameters act.
         simulations: as many as tasks x rollouts.
         rollouts: R, lanes a task.
         told: whether the policy observes the task too, as the oracle does.
+
+    Raises:
+        ShapeError: the policy observes something else.
     """
 
     def __init__(
         self, policy: Policy, simulations: Simulations, rollouts: int, *, told: bool = False
     ) -> None:
+        seen = simulations.observation_size + told * simulations.task_size
+        if policy.observation_size != seen:
+            raise ShapeError(
+                f"Sampler: the policy observes {policy.observation_size} numbers, the environment "
+                f"gives {seen}. {'' if told else 'If it observes the task too, pass told=True.'}"
+            )
         self.policy, self.simulations, self.rollouts = policy, simulations, rollouts
         self._told = told
         self._act = compile(policy.distribution)
 
     def sample(self, params: Any, tasks: np.ndarray, *, rng: np.random.Generator) -> Transitions:
-        """Lanes as long as the environment's horizon.
+        """Episodes of every task, by its own parameters.
 
         Args:
             params: each task's own, every leaf (T, ...).
             tasks: (T, task size).
             rng: of initial states and actions.
         """
-        simulations, shape = self.simulations, (len(tasks), self.rollouts)
-        lanes, steps = (*shape, simulations.horizon), range(simulations.horizon)
-        observations = np.empty((*lanes, self.policy.observation_size), np.float32)
-        actions = np.empty((*lanes, self.policy.action_size), np.float32)
-        rewards, times = np.empty(lanes, np.float32), np.zeros(lanes, np.int64)
-        over, broken = np.empty(lanes, bool), np.empty(lanes, bool)
-        each = np.repeat(tasks, self.rollouts, axis=0)
-        told = each.astype(np.float32).reshape(*shape, -1)
-        noise = rng.standard_normal((len(steps), *shape, self.policy.action_size), np.float32)
+        simulations, rollouts, horizon = self.simulations, self.rollouts, self.simulations.horizon
+        shape, num = (len(tasks), rollouts), len(tasks) * rollouts
+        lanes = num, 2 * horizon - 1
+        observations = np.zeros((*lanes, self.policy.observation_size), np.float32)
+        actions = np.zeros((*lanes, self.policy.action_size), np.float32)
+        rewards, begun = np.zeros(lanes, np.float32), np.zeros(lanes, np.int64)
+        taken, ends, broken = (np.zeros(lanes, bool) for _ in range(3))
+        each = np.repeat(tasks, rollouts, axis=0)
+        task, lane = np.divmod(np.arange(num), rollouts)
+        # Of a task's episodes, by when they began and then by lane: how many steps each has had.
+        episode, lengths = lane.copy(), np.zeros((len(tasks), horizon * rollouts), np.int64)
+
+        def wanted() -> np.ndarray:
+            """Whether those before an episode are too few, of every episode of every task."""
+            return np.cumsum(lengths, axis=1) - lengths < rollouts * horizon
+
         seen = simulations.reset(each, rng=rng)
+        size = seen.shape[1]
+        acting, t = np.arange(num), 0
         with one_blas_thread():
-            for t in steps:
-                now = observations[:, :, t]
-                now[..., : seen.shape[1]] = seen.reshape(*shape, -1)
+            while len(acting):
+                observations[acting, t, :size] = seen[acting]
                 if self._told:
-                    now[..., seen.shape[1] :] = told
-                policy = self._act(params, now)
+                    observations[acting, t, size:] = each[acting]
+                policy = self._act(params, observations[:, t].reshape(*shape, -1))
                 std = np.exp(policy.log_std.value)[:, None]
-                actions[:, :, t] = policy.mean.value + std * noise[t]
-                step = simulations.step(actions[:, :, t].reshape(len(each), -1))
-                seen, ended = step.observations, step.done | step.broken
-                rewards[:, :, t] = np.where(step.broken, 0, step.rewards).reshape(shape)
-                broken[:, :, t] = step.broken.reshape(shape)
-                over[:, :, t] = ended.reshape(shape)
-                if t + 1 < len(steps):
-                    times[:, :, t + 1] = np.where(over[:, :, t], 0, times[:, :, t] + 1)
-                    if ended.any():
-                        which = np.flatnonzero(ended)
-                        seen[which] = simulations.reset(which=which, rng=rng)
-        later = np.cumsum(over[..., ::-1], axis=-1)[..., ::-1] > 0
-        first = np.cumsum(over, axis=-1) - over == 0
-        ends = over.copy()
-        ends[..., -1] = True  # cut off
-        counts = (later | first) & ~broken
-        return Transitions(observations, actions, rewards, times, ends, counts, int(broken.sum()))
+                noise = rng.standard_normal((*shape, self.policy.action_size), np.float32)
+                chosen = (policy.mean.value + std * noise).reshape(num, -1)[acting]
+                step = simulations.step(chosen, None if len(acting) == num else acting)
+                begun[:, t] = episode // rollouts
+                over = step.done | step.broken | (t + 1 - begun[acting, t] == horizon)
+                actions[acting, t], taken[acting, t] = chosen, True
+                rewards[acting, t] = np.where(step.broken, 0, step.rewards)
+                ends[acting, t], broken[acting, t] = over, step.broken
+                lengths[task[acting], episode[acting]] += 1
+                seen[acting], done, t = step.observations, acting[over], t + 1
+                if t < horizon and len(done):
+                    seen[done] = simulations.reset(which=done, rng=rng)
+                    episode[done] = t * rollouts + lane[done]
+                elif t >= horizon:
+                    acting = acting[~over]
+                    acting = acting[wanted()[task[acting], episode[acting]]]
+        numbers = begun * rollouts + lane[:, None]
+        counts = taken & ~broken & wanted()[task[:, None], numbers]
+        times = np.arange(lanes[1]) - begun
+
+        def of_lanes(found: np.ndarray) -> np.ndarray:
+            return found[:, :t].reshape(*shape, t, *found.shape[2:])
+
+        return Transitions(
+            observations=of_lanes(observations),
+            actions=of_lanes(actions),
+            rewards=of_lanes(rewards),
+            times=of_lanes(times),
+            ends=of_lanes(ends),
+            broken=of_lanes(broken),
+            counts=of_lanes(counts),
+            horizon=horizon,
+        )

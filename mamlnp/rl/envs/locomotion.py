@@ -204,22 +204,23 @@ class Locomotion:
         self.batch.forward(chosen)
         return self._observed(chosen)
 
-    def step(self, actions: np.ndarray) -> Step:
-        """One simulator step of every robot."""
+    def step(self, actions: np.ndarray, which: Any = None) -> Step:
+        """One simulator step of every robot, or of some."""
+        chosen = slice(None) if which is None else which
         broken = ~np.isfinite(actions).all(-1)
         torques = np.where(broken[:, None], 0, np.clip(actions, -1, 1)).astype(np.float64)
-        warned = self._warnings.sum(-1)
-        self._ctrl[:] = torques
-        self.batch.step(stage=self._after)
-        broken |= self._warnings.sum(-1) != warned  # the simulator began anew by itself
-        rewards = self._goal.reward(self._velocity, self._tasks)
+        warned = self._warnings[chosen].sum(-1)
+        self._ctrl[chosen] = torques
+        self.batch.step(which, stage=self._after)
+        broken |= self._warnings[chosen].sum(-1) != warned  # the simulator began anew by itself
+        rewards = self._goal.reward(self._velocity[chosen], self._tasks[chosen])
         rewards = rewards - self._cost * (torques**2).sum(-1)
-        observations = self._observed(slice(None))
+        observations = self._observed(chosen)
         done = np.zeros(len(actions), bool)
         if self._ant:
-            contact = self._contact(slice(None))
+            contact = self._contact(chosen)
             rewards = rewards - CONTACT_COST * (contact**2).sum(-1) + ALIVE
-            height = self._qpos[:, 2]
+            height = self._qpos[chosen, 2]
             done = ~((HEIGHTS[0] <= height) & (height <= HEIGHTS[1]))
         broken |= ~np.isfinite(observations).all(-1)
         return Step(observations, rewards.astype(np.float32), done, broken)

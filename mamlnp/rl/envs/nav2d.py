@@ -44,12 +44,14 @@ class Navigation:
         self._positions[which] = 0
         return self._positions[which].astype(np.float32)
 
-    def step(self, actions: np.ndarray) -> Step:
-        """One step of every point."""
+    def step(self, actions: np.ndarray, which: Any = None) -> Step:
+        """One step of every point, or of some."""
+        which = slice(None) if which is None else which
         broken = ~np.isfinite(actions).all(-1)
         moves = np.where(broken[:, None], 0, STEP * np.clip(actions, -1, 1))
-        self._positions += moves
-        away = self._positions - self._goals
+        self._positions[which] += moves
+        positions = self._positions[which]
+        away = positions - self._goals[which]
         rewards = -np.sqrt((away**2).sum(-1))
         done = np.abs(away).max(-1) < REACHED
-        return Step(self._positions.astype(np.float32), rewards.astype(np.float32), done, broken)
+        return Step(positions.astype(np.float32), rewards.astype(np.float32), done, broken)

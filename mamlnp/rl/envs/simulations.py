@@ -48,11 +48,12 @@ class Simulations(Protocol):
         """
         ...
 
-    def step(self, actions: np.ndarray) -> Step:
-        """One step of every simulation.
+    def step(self, actions: np.ndarray, which: Any = None) -> Step:
+        """One step.
 
         Args:
             actions: (N, action size); [-1, 1] is what the bodies can do, and what is beyond is
                 clipped.
+            which: indices of the simulations that take one, N of them; all if not given.
         """
         ...
