@@ -2,8 +2,8 @@
 
     python benchmarks/bench_rollout.py [--json FILE]
 
-For the cheetah and the ant: steps a second of the bare physics (the same simulations, the same
-forward dynamics after each step, the same threads, no policy), of the sampler end to end, policy
+For the cheetah and the ant: steps a second of the bare physics (the same simulations, actions and
+new beginnings, the same forward dynamics after each step, the same threads, no policy), of the sampler end to end, policy
 included, and of Gymnasium's vector environments stepping the same physics, each on the layout of
 environments and processes that suits it best. Then one meta-iteration of the paper's size, part by
 part, beside the products that each part cannot do without, each alone at the speed of NumPy's BLAS.
@@ -211,14 +211,22 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     after = sampler.sample(learner.adapt(thetas, support), tasks, rng=rng)
     batch = after.experience()
     episodes = Episodes((support,), Query(batch, learner.acting(thetas, batch)))
-    controls = rng.uniform(-1, 1, (HORIZON, TASKS * ROLLOUTS, simulations.action_size))
-    stage = simulations._after
+    count, length = TASKS * ROLLOUTS, before.ends.shape[-1]
+    controls = np.clip(before.actions, -1, 1).reshape(count, length, -1)
+    ends = before.ends.reshape(count, length)
+    taken = before.counts.reshape(count, length) | (np.arange(length) < HORIZON)
+    steps, stage = int(taken.sum()), simulations._after
 
     def bare() -> None:
+        """The sampler's own actions and new beginnings, without what it sees, thinks and keeps."""
         simulations.reset(rng=rng)
-        for control in controls:
-            simulations.batch.ctrl[:] = control
-            simulations.batch.step(stage=stage)
+        for t in range(length):
+            which = np.flatnonzero(taken[:, t])
+            simulations.batch.ctrl[which] = controls[which, t]
+            simulations.batch.step(None if len(which) == count else which, stage=stage)
+            over = which[ends[which, t]]
+            if t + 1 < HORIZON and len(over):
+                simulations.reset(which=over, rng=rng)
 
     def act() -> None:
         seen = np.ascontiguousarray(after.observations[:, :, 0])
@@ -230,7 +238,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         "bare physics": bare,
         "sampler": lambda: sampler.sample(thetas, tasks, rng=rng),
         "policy": act,
-        "advantages": before.experience,
+        "advantages": lambda: learner.experience(before),
         "inner gradients": lambda: learner.adapt(thetas, support),
         "meta-gradient": lambda: learner._gradient(params, episodes),
         "product": lambda: learner._product((params, params), episodes),
@@ -248,7 +256,6 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
             times[part].append(timed(f))
         rates.append(gymnasium_rate(name.split("-")[0]))
     seconds = {part: statistics.median(found) for part, found in times.items()}
-    steps = TASKS * ROLLOUTS * HORIZON
     rate = statistics.median(rate for rate, _ in rates)
     return {
         "seconds": seconds,
