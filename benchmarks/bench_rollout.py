@@ -3,11 +3,11 @@
     python benchmarks/bench_rollout.py [--json FILE]
 
 For the cheetah and the ant: steps a second of the bare physics (the same simulations, actions and
-new beginnings, the same forward dynamics after each step, the same threads, no policy), of the sampler end to end, policy
-included, and of Gymnasium's vector environments stepping the same physics, each on the layout of
-environments and processes that suits it best. Then one meta-iteration of the paper's size, part by
-part, beside the products that each part cannot do without, each alone at the speed of NumPy's BLAS.
-All are timed in turn, in one run.
+new beginnings, the same forward dynamics after each step, the same threads, no policy), of the
+sampler end to end, policy included, and of Gymnasium's vector environments stepping the same
+physics, each on the layout of environments and processes that suits it best. Then one meta-
+iteration of the paper's size, part by part, beside the products that each part cannot do without,
+each alone at the speed of NumPy's BLAS. All are timed in turn, in one run.
 """
 
 from __future__ import annotations
