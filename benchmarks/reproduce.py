@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,10 +26,10 @@ from typing import Any
 import tyro
 from matplotlib.figure import Figure
 
-from mamlnp import plots
+from mamlnp import experiments, plots
 from mamlnp.errors import DataError
 from mamlnp.experiments.scores import Row as Score
-from mamlnp.runs import CONFIG, EVALUATION, METRICS, atomic_write, open_run
+from mamlnp.runs import CHECKPOINT, CONFIG, EVALUATION, METRICS, atomic_write, open_run
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -116,12 +117,13 @@ RETURNS = Measure(
 )
 
 
-def policies(name: str, seeds: tuple[int, ...] = (0,)) -> list[Row]:
+def policies(name: str, preset: str = "", seeds: tuple[int, ...] = (0,)) -> list[Row]:
     """MAML with a random beginning beside it, and the two baselines that are trained."""
+    train = f"{name}{preset}"
     return [
-        Row("maml", name, name, "--baselines", seeds=seeds),
-        Row("pretrained", name, f"{name} --baseline pretrained"),
-        Row("oracle", name, f"{name} --baseline oracle"),
+        Row("maml", name, train, "--baselines", seeds=seeds),
+        Row("pretrained", name, f"{train} --baseline pretrained"),
+        Row("oracle", name, f"{train} --baseline oracle"),
     ]
 
 
@@ -131,7 +133,7 @@ TABLES: dict[str, list[Row]] = {
             "conv-5w1s",
             "conv4, 5-way 1-shot",
             "omniglot --preset today-5w1s --meta-iterations 20000 --validate-every 500",
-            "--baselines",
+            "",
             ("transductive", "support", "per-query"),
             seeds=(0, 1),
             paper="98.7 ± 0.4",
@@ -162,6 +164,7 @@ TABLES: dict[str, list[Row]] = {
             "conv-5w5s",
             "conv4, 5-way 5-shot",
             "omniglot --preset today-5w5s --meta-iterations 10000",
+            "--baselines",
             paper="99.9 ± 0.1",
             others="99.8 to 99.9",
         ),
@@ -173,7 +176,7 @@ TABLES: dict[str, list[Row]] = {
             others="91.6",
         ),
     ],
-    "nav2d": policies("nav2d", seeds=(0, 1, 2)),
+    "nav2d": policies("nav2d", " --preset code", seeds=(0, 1, 2)),
     "cheetah-vel": policies("cheetah-vel"),
     "cheetah-dir": policies("cheetah-dir"),
     "ant-vel": policies("ant-vel"),
@@ -281,16 +284,42 @@ def folder(runs: Path, table: str, row: Row, seed: int) -> Path:
 def work(row: Row, seed: int, batch_norm: str, asked: Options) -> None:
     """Train and score one run, from where it was left."""
     path = folder(asked.runs, asked.table, row, seed)
+    if (path / CONFIG).exists():
+        if not made_by(path, row, seed):
+            sys.exit(
+                f"reproduce: {path} is of {experiments.command(open_run(path))}, the row of "
+                f"{row.train} --seed {seed}. Move it away, or pass another folder to --runs."
+            )
+        if not (path / CHECKPOINT).exists():  # stopped before there was anything to go on from
+            shutil.rmtree(path)
     if not (path / CONFIG).exists():
         data = ["--data", f"{asked.data}"] if asked.data else []
         command("train", *row.train.split(), "--seed", f"{seed}", *data, "--out", f"{path}")
     elif not finished(path):
         command("train", open_run(path).experiment, "--resume", f"{path}")
-    if not evaluation(path, batch_norm).exists():
-        options = row.evaluate.split() if batch_norm == row.batch_norms[0] else []
-        if batch_norm != "transductive":
-            options += ["--batch-norm", batch_norm]
-        command("evaluate", f"{path}", *options)
+    if not scored_as(path, row, batch_norm):
+        command("evaluate", f"{path}", *evaluate_options(row, batch_norm))
+
+
+def made_by(path: Path, row: Row, seed: int) -> bool:
+    """Whether a run is of the row's command."""
+    wanted = f"mamlnp train {row.train} --seed {seed}"
+    return sorted(experiments.command(open_run(path)).split()) == sorted(wanted.split())
+
+
+def evaluate_options(row: Row, batch_norm: str) -> list[str]:
+    options = row.evaluate.split() if batch_norm == row.batch_norms[0] else []
+    return options if batch_norm == "transductive" else [*options, "--batch-norm", batch_norm]
+
+
+def scored_as(path: Path, row: Row, batch_norm: str) -> bool:
+    """Whether a run was scored as the row says, and not on fewer tasks, say."""
+    stored = evaluation(path, batch_norm)
+    if not stored.exists():
+        return False
+    how = json.loads(stored.read_text(encoding="utf-8"))["evaluation"]
+    wanted = {"baselines": True} if "--baselines" in evaluate_options(row, batch_norm) else {}
+    return bool({"batch_norm": "transductive", **how} == {"batch_norm": batch_norm, **wanted})
 
 
 def finished(path: Path) -> bool:
@@ -315,7 +344,7 @@ def write(table: str, runs: Path) -> None:
         for seed, batch_norm in scored(row):
             path = folder(runs, table, row, seed)
             found = evaluation(path, batch_norm)
-            if found.exists():
+            if scored_as(path, row, batch_norm) and made_by(path, row, seed):
                 with (path / METRICS).open(encoding="utf-8", newline="") as file:
                     curve = [
                         [int(line["iteration"]), float(line[measure(table).curve])]
@@ -361,30 +390,34 @@ def markdown(table: str, records: dict[str, Any]) -> str:
     if shown is ACCURACIES:
         headings += ["paper", "other implementations"]
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    machines: dict[str, int] = {}
     for row in TABLES[table]:
         for seed, batch_norm in scored(row):
             record = records.get(key(row, seed, batch_norm))
             if record is None:
                 continue
             config, first = record["config"], seed == row.seeds[0]
-            for method in dict.fromkeys(r["method"] for r in record["rows"]):
+            machine = "{cpu}, Python {python}, NumPy {numpy}, {blas} {blas_architecture}".format(
+                **record["versions"]
+            )
+            number = machines.setdefault(machine, len(machines) + 1)
+            notes = {r["method"]: r.get("note", "") for r in record["rows"]}
+            for method, note in notes.items():
                 printed = method.startswith("paper ")
                 if printed and not first:
                     continue
                 ours = method == "MAML" or method == config["baseline"]
-                label = f"{method}, {row.label}"
+                label = f"{method}, {row.label}" + (f" ({note})" if note else "")
                 if batch_norm != "transductive":
                     label += f", batch norm {batch_norm}"
                 cells = ["" if printed else f"{seed}", *shown.cells(record, method)]
-                cells += [f"{config['meta_iterations']:,}", took(record)] if ours else ["", ""]
+                iterations, time = f"{config['meta_iterations']:,}", f"{took(record)} ({number})"
+                cells += [iterations, time] if ours else ["", ""]
                 if shown is ACCURACIES:
                     cells += [row.paper, row.others] if ours else ["", ""]
                 lines.append(f"| {' | '.join([label, *cells])} |")
-    machines = {
-        "{cpu}, Python {python}, NumPy {numpy}, {blas} {blas_architecture}".format(**r["versions"])
-        for r in records.values()
-    }
-    lines += ["", f"Machine: {'; '.join(sorted(machines))}."]
+    numbered = "; ".join(f"({number}) {machine}" for machine, number in machines.items())
+    lines += ["", f"Machines: {numbered}."]
     return "\n".join(lines) + "\n"
 
 

@@ -7,13 +7,13 @@ before it runs. For each setting, meta-iterations that do so and such that take 
 task are timed in turn: the difference is what drawing costs. Then 60,000 images of 84x84 are
 written to a file and a training reads its tasks from there; the peak of its memory stands beside
 that of the same training on one task's images, which is the model's own need. Each is a process of
-its own.
+its own, whose peak Linux tells.
 """
 
 from __future__ import annotations
 
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -150,7 +150,9 @@ def peak_mb(path: Path | None) -> float:
     draw, step = trainer(config, images)
     for n in range(MEMORY_STEPS):
         step(draw(n))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage's, which after exec goes on from the peak of the process that was there before.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) / 1024
 
 
 def memory() -> dict[str, float]:

@@ -44,7 +44,7 @@ from . import checks, conformance, diagnosis, figures, graph, initialisations, l
 from .backend.generated import cache_folder
 from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
 from .errors import DataError, DeviceError, GradientError
-from .experiments import EXPERIMENTS, command, experiment, sine
+from .experiments import EXPERIMENTS, PLACES, command, experiment, sine
 from .experiments.loop import Interrupted, check_settings
 from .experiments.scores import as_records
 from .gradcheck import check_grads
@@ -307,6 +307,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_said("mamlnp: interrupted.", 130))
     except (ValueError, NotImplementedError, OSError, DeviceError) as error:
         sys.exit(_said(f"mamlnp: {error}", 2))
+    except MemoryError as error:
+        sys.exit(_said(f"mamlnp: too little memory ({error}). Ask for less at once.", 2))
 
 
 def _machine() -> dict[str, Any]:
@@ -350,10 +352,11 @@ def _train(name: str, options: list[str]) -> None:
     asked = _parsed(kind, f"mamlnp train {name}", options)
     paths = {k: v.absolute() for k, v in vars(asked.config).items() if isinstance(v, Path)}
     config = replace(asked.config, **paths)
-    if resumed is not None and config != default:
+    kept = {k: v for k, v in vars(default).items() if k in PLACES}
+    if resumed is not None and replace(config, **kept) != default:
         raise DataError(
-            f"{resumed.path}: a resumed run keeps its settings, but others were given. "
-            "Leave them out, or begin a new run."
+            f"{resumed.path}: a resumed run keeps its settings but {' and '.join(PLACES)}, and "
+            "others were given. Leave them out, or begin a new run."
         )
     check_settings(config)
     data = module.load(config)

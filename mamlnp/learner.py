@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from . import maml, nn, tree
 from .array import Array
-from .errors import ShapeError
+from .errors import DataError, ShapeError
 from .op import as_array
 from .ops.reduce import softmax
 from .ops.shape import concatenate
@@ -22,6 +22,10 @@ BATCH_NORM: dict[str, str] = {
     "support": "the statistics of the support set",
     "per-query": "the statistics of each query image by itself",
 }
+NO_STATISTICS = (
+    "--batch-norm: per-query has no statistics in a network of vectors, one a query. "
+    "Use transductive or support."
+)
 
 
 def query_logits(net: nn.Network, params: Any, task: Task, batch_norm: BatchNorm) -> Array:
@@ -38,7 +42,10 @@ def query_logits(net: nn.Network, params: Any, task: Task, batch_norm: BatchNorm
     if batch_norm == "transductive":
         return net.apply(params, task.query.x)
     if batch_norm == "per-query":
-        return net.apply(params, task.query.x, statistics="image")
+        try:
+            return net.apply(params, task.query.x, statistics="image")
+        except ShapeError as error:  # batch norm of vectors
+            raise DataError(NO_STATISTICS) from error
     if batch_norm != "support":
         raise ValueError(
             f"query_logits: batch_norm is {batch_norm!r}. Use one of {', '.join(BATCH_NORM)}."

@@ -123,7 +123,8 @@ def classification_curve(run: Run) -> None:
     title, loss = _setting(run), "query loss on training\ntasks, after adaptation"
     if baseline := run.config.get("baseline"):
         title, loss = f"{title}, {baseline}", "loss on training classes"
-    with _over_training(run.path / "curve.png", table, f"{title}: learning curve") as (top, bottom):
+    title = f"{title}: learning curve"
+    with _over_training(run.path / "curve.png", table, title) as (top, bottom):
         _log(top, table["train_loss"])
         top.plot(iterations, table["train_loss"], ".-", color=COLOURS[0])
         top.set_ylabel(loss)
@@ -143,6 +144,9 @@ def classification_curve(run: Run) -> None:
             f"at meta-iteration {iterations[best]:.0f}",
         )
         bottom.set_ylabel("accuracy on\nvalidation classes (%)")
+        queries, steps = (run.config.get(name) for name in ("num_queries", "eval_steps"))
+        note = f"{queries} queries a class, after {steps} gradient steps, transductive batch norm"
+        bottom.set_title(note, fontsize=8, color=GREY, loc="left")
         bottom.set_ylim(top=min(101, bottom.get_ylim()[1]))
         bottom.legend(loc="best", fontsize=8)
 
@@ -387,13 +391,16 @@ def error_against_steps(path: Path, table: Sequence[Row]) -> None:
         _legend(figure, axes)
 
 
-def accuracy_against_steps(path: Path, table: Sequence[Row], *, chance: float, note: str) -> None:
+def accuracy_against_steps(
+    path: Path, table: Sequence[Row], *, chance: float, reported: int, note: str
+) -> None:
     """Test accuracy after each number of inner steps, a line a method, with the 95 % interval.
 
     Args:
         path: the picture.
         table: shares, not percent. Methods named alike up to a comma have the same colour.
         chance: the share that guessing gets right.
+        reported: the number of steps after which accuracies are written beside the lines.
         note: what else a reader has to know.
     """
     methods = list(dict.fromkeys(row.method for row in table))
@@ -414,8 +421,11 @@ def accuracy_against_steps(path: Path, table: Sequence[Row], *, chance: float, n
             spread = 100 * np.array([row.ci95 for row in chosen])
             axes.plot(steps, means, style, marker=".", ms=4, color=colour)
             axes.fill_between(steps, means - spread, means + spread, color=colour, alpha=0.2, lw=0)
-            labels.append((means[-1], f"{name}  {means[-1]:.1f} ± {spread[-1]:.1f}", colour, style))
+            at = steps.index(reported)
+            text = f"{name}  {means[at]:.1f} ± {spread[at]:.1f}"
+            labels.append((means[-1], text, colour, style))
         axes.axhline(100 * chance, color=DARK, ls=":")
+        axes.axvline(reported, color=GREY, lw=0.8, ls="--")
         low, high = axes.get_ylim()
         high = min(101, high)
         axes.set(xlim=(-0.15, last + 0.15), ylim=(low, high))
@@ -437,7 +447,7 @@ def accuracy_against_steps(path: Path, table: Sequence[Row], *, chance: float, n
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.suptitle(
             f"{table[0].setting}: {table[0].tasks} test tasks, band: 95 % interval; "
-            f"numbers: after {last} steps"
+            f"numbers: after {reported} steps"
         )
         axes.set_title(
             textwrap.fill(note, 110), fontsize=8, color=GREY, loc="left", parse_math=False
@@ -457,7 +467,13 @@ def _apart(wanted: np.ndarray, gap: float, high: float) -> np.ndarray:
 
 
 def episode(
-    path: Path, task: Task, probabilities: npt.ArrayLike, names: Sequence[str], *, title: str
+    path: Path,
+    task: Task,
+    probabilities: npt.ArrayLike,
+    names: Sequence[str],
+    *,
+    title: str,
+    note: str,
 ) -> None:
     """The page of one episode: a row a class with its support images, then the queries of that
     class with what was predicted for them.
@@ -465,16 +481,16 @@ def episode(
     Args:
         path: the picture.
         task: one task without task axis: images (N, H, W, C) in [0, 1], C 1 or 3, and class
-            numbers (N,). Where the query's are None each query stands in the row of the class
-            predicted for it.
+            numbers (N,).
         probabilities: of each class for each query, (N, ways).
         names: of the classes; of a path the last two parts are shown.
         title: of the page.
+        note: what else a reader has to know.
     """
     probabilities = np.asarray(probabilities)
     support, query = (np.asarray(batch.x) for batch in task)
-    predicted, known = probabilities.argmax(-1), task.query.y is not None
-    rows_of = [np.asarray(task.support.y), np.asarray(task.query.y) if known else predicted]
+    predicted = probabilities.argmax(-1)
+    rows_of = [np.asarray(task.support.y), np.asarray(task.query.y)]
     most = [min(SHOWN, int(np.bincount(rows, minlength=1).max())) for rows in rows_of]
 
     # In inches, from the top left corner.
@@ -494,10 +510,8 @@ def episode(
             axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent)
 
         write(0.15, 0.12, textwrap.shorten(title, int(12 * width)), 12, color=DARK)
-        summary = "query images stand in the row of the class predicted for them"
-        if known:
-            right = int((predicted == rows_of[1]).sum())
-            summary = f"✓ right, ✗ wrong: {right} of {len(query)} query images right"
+        right = int((predicted == rows_of[1]).sum())
+        summary = f"✓ right, ✗ wrong: {right} of {len(query)} query images right; {note}"
         write(0.15, 0.42, summary, 9, color=GREY)
         write(0.15, 0.82, "class", 9, color=DARK)
         write(starts[0], 0.82, "support images", 9, color=DARK)
@@ -520,11 +534,10 @@ def episode(
                 x = starts[1] + i * pitches[1]
                 draw(query[n], x, y)
                 percent = f"{100 * probabilities[n, predicted[n]]:.0f} %"
-                caption, colour = f"{_label(names[predicted[n]])}\n{percent}", DARK
-                if known and predicted[n] == c:
-                    caption, colour = f"✓ {caption}", RIGHT
-                elif known:
-                    caption, colour = f"✗ {caption}\ntrue: {_label(name)}", WRONG
+                caption, colour = f"✓ {_label(names[predicted[n]])}\n{percent}", RIGHT
+                if predicted[n] != c:
+                    caption = f"✗ {_label(names[predicted[n]])}\n{percent}\ntrue: {_label(name)}"
+                    colour = WRONG
                 write(x, y + side + 0.06, caption, 6.5, color=colour)
                 axes.add_patch(Rectangle((x, y), side, side, fill=False, color=colour, lw=2))
         axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")

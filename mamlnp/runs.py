@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -208,11 +209,14 @@ def config_as(
     hints = typing.get_type_hints(kind)
     fields = {name: _restored(value, hints.get(name)) for name, value in settings.items()}
     try:
+        for name, value in fields.items():
+            if name in hints and not _is_a(value, hints[name]):
+                raise TypeError(f"{name} is {value!r}")
         return kind(**fields)
     except TypeError as error:
         raise DataError(
             f"{where}: does not fit {kind.__qualname__} ({error}). "
-            f"Use mamlnp {written_by['mamlnp']}, which wrote it."
+            f"Use mamlnp {written_by.get('mamlnp')}, which wrote it."
         ) from error
 
 
@@ -242,12 +246,30 @@ def read_checkpoint(path: Path) -> Checkpoint:
         with safetensors.safe_open(path, framework="numpy") as file:
             record = json.loads(file.metadata()["mamlnp"])
             arrays = _put_together(record.pop("tree"), "", file.get_tensor)
-            return Checkpoint(arrays=arrays, **record)
-    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+            saved = Checkpoint(arrays=arrays, **record)
+            _check_record(saved.experiment, saved.config, saved.versions, saved.meta, saved.arrays)
+            return saved
+    except (
+        OSError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        safetensors.SafetensorError,
+    ) as error:
         raise DataError(
             f"{path}: is damaged or not a checkpoint of mamlnp ({error}). "
             "Restore it from a copy, or begin a new run."
         ) from error
+
+
+def _check_record(experiment: Any, *dictionaries: Any) -> None:
+    """Raise TypeError where a file's record is not made of what it should be."""
+    if not isinstance(experiment, str):
+        raise TypeError(f"experiment is {experiment!r}")
+    for found in dictionaries:
+        if not isinstance(found, dict):
+            raise TypeError(f"{found!r} where there should be names and values")
 
 
 def create_run(experiment: str, config: Any, path: Path | None = None) -> Run:
@@ -280,9 +302,13 @@ def create_run(experiment: str, config: Any, path: Path | None = None) -> Run:
     }
     text = json.dumps(record, indent=2, default=os.fspath)
     run = Run(path, **json.loads(text))
-    if run.config_as(type(config)) != config:
+    try:
+        back: Any = run.config_as(type(config))
+    except DataError as error:
+        back = error
+    if back != config:
         raise TypeError(
-            f"create_run: {config} comes back from JSON as {run.config_as(type(config))}. "
+            f"create_run: {config} comes back from JSON as {back}. "
             "Use numbers, strings, booleans, paths, None, and tuples of all but paths."
         )
     with atomic_write(path / CONFIG) as partial:
@@ -307,6 +333,7 @@ def open_run(path: Path, experiment: str | None = None) -> Run:
         raise DataError(f"{path}: has no {CONFIG}. Give a folder that `mamlnp train` made.")
     try:
         run = Run(path, **json.loads(file.read_bytes()))
+        _check_record(run.experiment, run.config, run.versions)
     except (OSError, TypeError, ValueError) as error:
         raise DataError(
             f"{file}: is damaged or not of a run of mamlnp ({error}). "
@@ -396,6 +423,20 @@ def _restored(value: Any, hint: Any) -> Any:
         return tuple(value)
     kinds = typing.get_args(hint) or (hint,)
     return Path(value) if isinstance(value, str) and Path in kinds else value
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a setting's value is of its type; whole numbers are floats too."""
+    origin, kinds = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return value in kinds
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_a(value, kind) for kind in kinds)
+    if hint is float and not isinstance(value, bool):
+        return isinstance(value, int | float)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
 
 
 def _taken_apart(tree: Any, name: str, leaves: dict[str, np.ndarray]) -> Any:

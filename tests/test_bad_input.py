@@ -1,8 +1,10 @@
 """What a user can get wrong with images and checkpoints: one clear line, exit status 2, no run."""
 
 import io
+import json
 import os
 import pickle
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -138,7 +140,19 @@ def table_with_a_missing_file() -> None:
         (missing_folder, MINI, "data: there is no such folder"),
         (empty_class, FOLDER, "class9: holds no images"),
         (too_few_images, FOLDER, "num_shots 1 + num_queries 2 images of a class, but class2 has 1"),
-        (too_few_classes, FOLDER, "num_ways is 2 but there are 1 classes"),
+        (
+            too_few_classes,
+            FOLDER,
+            "data: sample: num_ways is 2 but there are 1",
+        ),
+        (
+            classes,
+            [*FOLDER, "--image-size", "15"],
+            "--image-size: 15 is nothing after four",
+        ),
+        (classes, [*FOLDER, "--num-ways", "1"], "--num-ways: 1 leaves nothing to tell apart"),
+        (classes, [*FOLDER, "--inner-lr", "inf"], "--inner-lr: is inf. Pass a number that is"),
+        (classes, [*FOLDER, "--seed", "-1"], "--seed: is -1. Pass a number that is positive, or 0"),
         (truncated_png, FOLDER, "class1/2.png: is damaged"),
         (truncated_jpeg, MINI, "val11.jpg: is damaged"),
         (image_bomb, FOLDER, "class1/2.png: claims"),
@@ -191,6 +205,86 @@ def test_a_half_written_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
         ["adapt", "run", "--support", "data", "--query", "data"],
     ):
         assert "checkpoint.safetensors: is damaged" in failure(capsys, *arguments)
+
+
+def test_classes_that_are_not_those_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """The split is drawn from the folders that are there: one more could make a training class
+    a held-out one."""
+    classes(count=12)
+    trained("run")
+    classes(count=13)
+    capsys.readouterr()
+    for arguments in (["evaluate", "run", "--tasks", "2"], ["train", "folder", "--resume", "run"]):
+        line = failure(capsys, *arguments)
+        assert "run/classes.json: the " in line and "not those the run began with" in line
+    shutil.rmtree("data/class12")
+    cli.main(["evaluate", "run", "--tasks", "2"])
+
+
+def test_a_resumed_run_may_have_its_data_and_threads_elsewhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    classes(count=12)
+    trained("run")
+    Path("data").rename("moved")
+    capsys.readouterr()
+    assert "there is no such folder" in failure(capsys, "train", "folder", "--resume", "run")
+    cli.main(["train", "folder", "--resume", "run", "--data", "moved", "--threads", "1"])
+    capsys.readouterr()
+    line = failure(capsys, "train", "folder", "--resume", "run", "--data", "moved", "--seed", "1")
+    assert "keeps its settings but data and threads" in line
+
+
+def test_a_baseline_is_no_learner(capsys: pytest.CaptureFixture[str]) -> None:
+    classes(count=12)
+    trained("run", "--baseline", "pretrained")
+    cli.main(["evaluate", "run", "--tasks", "2"])
+    capsys.readouterr()
+    for arguments in (
+        ["adapt", "run", "--support", "data", "--query", "data"],
+        ["export", "run", "theta.safetensors"],
+    ):
+        assert "a pretrained baseline has no outputs for new" in failure(capsys, *arguments)
+    assert not Path("theta.safetensors").exists()
+
+
+def test_an_exported_file_is_no_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    classes(count=12)
+    trained("run")
+    cli.main(["evaluate", "run", "--tasks", "2"])
+    cli.main(["export", "run", "run/checkpoint.safetensors"])
+    capsys.readouterr()
+    for arguments in (["evaluate", "run"], ["train", "folder", "--resume", "run"]):
+        assert "is no checkpoint of a training" in failure(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_ways", "5"), ("num_ways", 2.5), ("inner_lr", None), ("loss", "max"), ("gamma", 1)],
+)
+def test_settings_of_other_types(name: str, value: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    classes(count=12)
+    trained("run")
+    record = json.loads(Path("run/config.json").read_text())
+    record["config"][name] = value
+    Path("run/config.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    assert f"run/config.json: does not fit Config ({name} is {value!r})" in failure(
+        capsys, "evaluate", "run"
+    )
+
+
+@pytest.mark.parametrize("record", ['{"experiment": ["a"], "config": {}, "versions": {}}', "[]"])
+def test_a_run_of_nothing(record: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").mkdir()
+    Path("run/config.json").write_text(record)
+    assert "run/config.json: is damaged" in failure(capsys, "evaluate", "run")
+
+
+def test_more_than_there_is_memory_for(capsys: pytest.CaptureFixture[str]) -> None:
+    classes(count=12)
+    line = failure(capsys, *FOLDER, "--filters", "10000000000000")
+    assert "too little memory" in line
 
 
 @pytest.mark.parametrize(

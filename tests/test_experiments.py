@@ -264,7 +264,7 @@ def test_a_baseline_is_validated_as_it_is_tuned(tmp_path: Path) -> None:
     data = made_up_characters()
     run = trained(("omniglot", omniglot, config, data), tmp_path / "run")
     last = run.load().arrays["state"]["params"]
-    tune = classification.tuner(config, data)
+    tune = classification.tuner(config, data, "transductive")
     tuned = tune("last", classification._for_tasks(config, loop.from_host(last)))
     row = without_clock(run)[-1]
     assert float(row["validation_accuracy"]) == pytest.approx(float(tuned.scores.mean()))

@@ -10,7 +10,7 @@ import pytest
 from mamlnp import initialisations, load, maml, tree
 from mamlnp.errors import DataError, ShapeError
 from mamlnp.experiments import EXPERIMENTS, command, omniglot, sine
-from mamlnp.experiments.classification import learner, network, task_loss
+from mamlnp.experiments.classification import inner_lr, learner, network, task_loss
 from mamlnp.learner import Classifier, query_logits
 from mamlnp.runs import CHECKPOINT, create_run
 from mamlnp.tasks import Batch, Task
@@ -44,6 +44,24 @@ def test_a_classifier_adapts_and_predicts_as_the_inner_loop_does(batch_norm: Any
         inputs[3:], batch_norm=batch_norm
     )
     np.testing.assert_array_equal(found, floats)
+
+
+def test_the_papers_loss_does_not_make_steps_longer_where_there_are_more_images() -> None:
+    config = dataclasses.replace(omniglot.PRESETS["paper-5w1s"], filters=4, num_ways=3)
+    model = classifier(config)
+    once = model.adapt(IMAGES[:3], LABELS)
+    often = model.adapt(np.repeat(IMAGES[:3], 4, axis=0), np.repeat(LABELS, 4))
+    task = as_task((255 - IMAGES[:3]).astype(np.float32) / 255, IMAGES[3:])
+    theta = maml.adapt(
+        task_loss(config, model.network),
+        model.params,
+        task.support,
+        inner_lr=inner_lr(config, model.params),
+        inner_steps=config.eval_steps,
+    )
+    for a, b, c in zip(*map(tree.leaves, (once.params, often.params, theta)), strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), 1e-4, 1e-5)
+        np.testing.assert_allclose(a.numpy(), c.numpy()[0], 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("batch_norm", ["support", "per-query"])

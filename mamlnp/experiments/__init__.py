@@ -4,6 +4,7 @@ An experiment is a module with ``Config``, ``load``, ``train``, ``evaluate``, ``
 meta-learned parameters in a run's state) and ``learner``; ``PRESETS`` are named Configs.
 """
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -56,4 +57,4 @@ def command(run: Run) -> str:
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
             words += [f"--{option}", f"{value}"]
-    return " ".join(words)
+    return shlex.join(words)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -22,9 +23,9 @@ from .. import losses, maml, nn, optim, parallel, plots, tree
 from ..array import Array, array
 from ..backend import to_host
 from ..errors import DataError
-from ..learner import BATCH_NORM, BatchNorm, Classifier, query_logits
+from ..learner import BATCH_NORM, NO_STATISTICS, BatchNorm, Classifier, query_logits
 from ..ops.shape import reshape
-from ..runs import CHECKPOINT, Run
+from ..runs import CHECKPOINT, Run, atomic_write
 from ..tasks import Batch, Task, counted_rng
 from ..tasks.fewshot import ClassImages
 from . import loop
@@ -32,11 +33,13 @@ from .scores import Row, adaptation_scores, as_table, rows, scorer
 
 Data = dict[str, ClassImages]
 
+CLASSES = "classes.json"  # in a run's folder: the classes of each split, with their images' number
 CHUNK = 25  # tasks drawn at once in validation and test
 TEST_SEED = 2017
 TEST_STEPS = 10
 TEST_QUERIES = (1, 15)
 COSINE_TASKS = 8
+SMALLEST = 16  # side of an image that four poolings by 2 leave something of, in pixels
 MLP = (256, 128, 64, 64)
 SGD_LR = 0.3  # on the mean over tasks of the mean loss; the paper gives none
 FINE_TUNING_LRS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -116,7 +119,7 @@ class Config:
     # What an experiment says of its images.
     pool: ClassVar[bool] = True
     inverted: ClassVar[bool] = False
-    paper: ClassVar[Mapping[tuple[str, int, int], str]] = {}
+    paper: ClassVar[Mapping[tuple[str, int, int, bool], str]] = {}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -128,17 +131,31 @@ class Config:
         """Which classes are trained on and tested on, for the log."""
         raise NotImplementedError
 
+    @property
+    def images(self) -> str:
+        """What the network sees, for the log."""
+        height, width, channels = self.image_shape
+        return f"{height}x{width}, {'colour' if channels == 3 else 'grey'}"
+
+    def is_the_papers(self, names: Collection[str]) -> bool:
+        """Whether classes of these names are of the data that the paper reports on."""
+        return True
+
     def describe(self) -> dict[str, Any]:
         """What a reader of the log has to know."""
         norm = "beta and gamma" if self.gamma else "beta"
         scale = self.num_ways if self.loss == "mean" else 1 / self.num_ways
         other = "the paper's sum over images / shots" if self.loss == "mean" else "a mean"
+        conv4 = self.network == "conv4"
+        head = f"N(0, {self.head_std:g}^2)" if self.head_std is not None else "Glorot's"
         facts: dict[str, Any] = {
             "preset": self.preset,
             "tasks": f"{self.num_ways} ways, {self.num_shots} shots, in training "
             f"{self.num_queries} queries a class; {self.meta_batch_size} tasks a meta-iteration",
+            "images": f"{self.images}; from {self.data or 'MAMLNP_DATA, or the download'}",
             "network": self.network
-            + (f", {self.filters} filters" if self.network == "conv4" else f" {MLP}"),
+            + (f", {self.filters} filters, last layer's weights " if conv4 else f" {MLP}")
+            + (head if conv4 else ""),
             "meta-gradient": "first order" if self.first_order else "second order",
             "inner loop": f"alpha {self.inner_lr:g}, {self.inner_steps} steps in training, "
             f"{self.eval_steps} in validation",
@@ -146,8 +163,8 @@ class Config:
             f"{self.inner_lr / scale:g} on {other}), summed over tasks",
             "batch norm": "transductive in training (always the batch's own statistics), "
             f"{norm} {'adapted' if self.adapt_norm else 'not adapted'} in the inner loop",
-            "meta-update": f"{self.meta_optimizer}, meta learning rate {self.meta_lr:g}, decay "
-            f"{self.meta_lr_decay}, meta-gradient "
+            "meta-update": f"{self.meta_iterations:,} of {self.meta_optimizer}, meta learning rate "
+            f"{self.meta_lr:g}, decay {self.meta_lr_decay}, meta-gradient "
             + (f"clipped to +-{self.clip:g}" if self.clip else "not clipped"),
             "split": self.split_name,
             "seed": self.seed,
@@ -200,15 +217,60 @@ def checked(config: Config, data: Data) -> Data:
     Raises:
         DataError: there are too few classes, or too few images of one.
     """
-    for split, images in data.items():
-        images.sample(
-            1,
-            num_ways=config.num_ways,
-            num_shots=config.num_shots,
-            num_queries=1 if split == "test" else config.num_queries,
-            rng=counted_rng(config.seed, "init"),
+    if config.num_ways < 2:
+        raise DataError(f"--num-ways: {config.num_ways} leaves nothing to tell apart. Pass 2.")
+    if config.pool and config.image_shape[0] < SMALLEST:
+        raise DataError(
+            f"--image-size: {config.image_shape[0]} is nothing after four poolings by 2. "
+            f"Pass {SMALLEST} or more."
         )
+    for split, images in data.items():
+        try:
+            images.sample(
+                1,
+                num_ways=config.num_ways,
+                num_shots=config.num_shots,
+                num_queries=1 if split == "test" else config.num_queries,
+                rng=counted_rng(config.seed, "init"),
+            )
+        except DataError as error:
+            raise DataError(
+                f"{len(images.names)} {split} classes of {config.data or 'MAMLNP_DATA'}: {error} "
+                "Or change --num-ways, --num-shots or --num-queries."
+            ) from error
     return data
+
+
+def check_classes(run: Run, data: Data) -> None:
+    """Hold the classes of each split, and how many images they have, against those that the run
+    began with; of a run that begins, keep them in its folder.
+
+    Raises:
+        DataError: they are others, so that classes held out now might have been trained on.
+    """
+    path = run.path / CLASSES
+    now = {
+        split: dict(zip(images.names, images.counts.tolist(), strict=True))
+        for split, images in data.items()
+    }
+    if not path.exists():
+        with atomic_write(path) as partial:
+            partial.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+        return
+    try:
+        began = json.loads(path.read_bytes())
+        differing = {
+            split: sorted(found.items() ^ began[split].items()) for split, found in now.items()
+        }
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Restore it from a copy.") from error
+    for split, classes in differing.items():
+        if classes:
+            raise DataError(
+                f"{path}: the {split} classes are not those the run began with: "
+                f"{classes[0][0]} is one too many, missing, or has other images. "
+                "Put the images back as they were, or begin a new run."
+            )
 
 
 def network(config: Config, outputs: int) -> nn.Network:
@@ -341,7 +403,10 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
         for first_order in (True, False)
     ]
     accuracies = maml_accuracies(config, (config.eval_steps,), "transductive")
-    tune = tuner(config, data)
+    tune = tuner(config, data, "transductive")
+    check_classes(run, data)
+    sizes = ", ".join(f"{len(images.names)} {split}" for split, images in data.items())
+    print(f"{'classes':18} {sizes}", flush=True)
 
     def sample(stream: str, n: int, tasks: int) -> Task:
         return data["train"].sample(
@@ -453,11 +518,11 @@ def _progress(label: str, tasks: int, batches: Iterable[Task]) -> Iterable[Task]
     return tqdm(batches, label, total, leave=False, dynamic_ncols=True, mininterval=quietly)
 
 
-def tuner(config: Config, data: Data) -> Callable[[str, Any], Tuned]:
+def tuner(config: Config, data: Data, batch_norm: BatchNorm) -> Callable[[str, Any], Tuned]:
     """A function of (a label, params): what is fine-tuned, and by which step size; the most
     accurate on the validation tasks."""
     parts: tuple[Literal["all", "head"], ...] = ("all", "head")
-    of = {part: _fine_tuning(config, part, (config.eval_steps,), "transductive") for part in parts}
+    of = {part: _fine_tuning(config, part, (config.eval_steps,), batch_norm) for part in parts}
 
     def tune(name: str, params: Any) -> Tuned:
         found = []
@@ -518,10 +583,8 @@ def evaluate(
         The rows, and a table as text.
     """
     if batch_norm == "per-query" and config.network == "mlp":
-        raise DataError(
-            "--batch-norm: per-query has no statistics in a network of vectors, one a query. "
-            "Use transductive or support."
-        )
+        raise DataError(NO_STATISTICS)
+    check_classes(run, data)
     state, about = loop.best_state(run)
     params = _for_tasks(config, state["params"])
     expected = network(config, config.num_ways).init(rng=counted_rng(0, "init"))
@@ -535,9 +598,10 @@ def evaluate(
     if baselines:
         first = network(config, config.num_ways).init(rng=counted_rng(config.seed, "init"))
         fine_tuned["random init"] = first
-    tune = tuner(config, data)
+    tune, notes = tuner(config, data, batch_norm), {}
     for name, theta in fine_tuned.items():
         tuned = tune(name, theta)
+        notes[name] = f"{tuned.part} fine-tuned by {tuned.lr:g}"
         parts.append(f"{name}: fine-tunes {tuned.part}, step size {tuned.lr:g}: best in validation")
         scores = _fine_tuning(config, tuned.part, steps, batch_norm)
         methods[name] = functools.partial(scores, theta, tuned.lr)
@@ -547,14 +611,20 @@ def evaluate(
             for metric in ("euclidean", "cosine")
         }
         metric = max(found, key=found.__getitem__)
+        notes["nearest neighbour"] = f"{metric} distance"
         parts.append(f"nearest neighbour: {metric} distance of pixels, best in validation")
         methods["nearest neighbour"] = lambda batches: np.repeat(
             _nearest_accuracies(metric, batches)[None], len(steps), axis=0
         )
 
-    test, name = data["test"], f"{run.experiment} {config.num_ways}-way {config.num_shots}-shot"
+    test, setting = data["test"], (config.num_ways, config.num_shots)
+    theirs = config.is_the_papers(test.names)
+    label = run.experiment if theirs else "photographs"
+    name = f"{label} {setting[0]}-way {setting[1]}-shot"
     note = f"split {config.split_name}; batch norm {batch_norm}: {BATCH_NORM[batch_norm]}"
-    printed = config.paper.get((config.network, config.num_ways, config.num_shots), "not given")
+    printed = "not given"
+    if theirs and not config.baseline:
+        printed = config.paper.get((config.network, *setting, config.first_order), printed)
     parts.append(
         f"{name}: accuracy in %, 95 % interval over {tasks} tasks of {len(test.names)} held-out "
         f"classes; {note}; {config.eval_steps} steps were fixed before. The paper: {printed}"
@@ -567,13 +637,15 @@ def evaluate(
         for method, accuracies in methods.items():
             batches = _chunks(config, test, tasks, queries, "test", TEST_SEED + queries)
             measured = accuracies(_progress(f"{method}, {asked}", tasks, batches))
-            here += rows(f"{name}, {asked}", method, measured)
+            here += rows(f"{name}, {asked}", method, measured, note=notes.get(method, ""))
         parts += [f"\n{asked}", as_table(here, list(methods), percent=True)]
         drawn += [replace(row, setting=name, method=f"{row.method}, {asked}") for row in here]
         table += here
     kind = "" if batch_norm == "transductive" else f"-{batch_norm}"
     pictures = [run.path / f"accuracy{kind}.png"]
-    plots.accuracy_against_steps(pictures[0], drawn, chance=1 / config.num_ways, note=note)
+    plots.accuracy_against_steps(
+        pictures[0], drawn, chance=1 / config.num_ways, reported=config.eval_steps, note=note
+    )
     if not config.baseline:
         pictures.append(run.path / f"episode{kind}.png")
         _draw_episode(config, test, learner(config, params), batch_norm, pictures[1])
@@ -593,7 +665,7 @@ def _draw_episode(
     probabilities = adapted.predict(task.query.x, batch_norm=batch_norm)
     names = [test.names[c] for c in classes[0]]
     title = f"An episode of classes never trained on, after {model.inner_steps} gradient steps"
-    plots.episode(path, task, probabilities, names, title=title)
+    plots.episode(path, task, probabilities, names, title=title, note=f"batch norm {batch_norm}")
 
 
 def theta(state: Any) -> Any:
@@ -602,7 +674,21 @@ def theta(state: Any) -> Any:
 
 
 def learner(config: Config, params: Any, about: dict[str, Any] | None = None) -> Classifier:
-    """theta of a run, ready for images of one's own."""
+    """theta of a run, ready for images of one's own.
+
+    The loss is the mean over images, whatever it was in training, so that alpha does not depend on
+    how many there are.
+
+    Raises:
+        DataError: it is a baseline's, whose last layer is for its training classes.
+    """
+    if config.baseline:
+        raise DataError(
+            f"a {config.baseline} baseline has no outputs for new classes. It can be scored, with "
+            "mamlnp evaluate; adapt what was trained without --baseline."
+        )
+    if config.loss != "mean":
+        config = replace(config, loss="mean", inner_lr=config.inner_lr * config.num_ways)
     net = network(config, config.num_ways)
     return Classifier(
         network=net,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -42,7 +42,7 @@ class Config(miniimagenet.Config):
     validation_classes: Path | None = None
     test_classes: Path | None = None
 
-    paper: ClassVar[Mapping[tuple[str, int, int], str]] = {}
+    paper: ClassVar[Mapping[tuple[str, int, int, bool], str]] = {}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -54,7 +54,11 @@ class Config(miniimagenet.Config):
         """Which classes are trained on and tested on."""
         if self.train_classes:
             return "by lists of classes"
-        return f"folders train, validation, test, else drawn by seed {self.split_seed}"
+        return f"by the folders train, validation and test, or else by seed {self.split_seed}"
+
+    def is_the_papers(self, names: Collection[str]) -> bool:
+        """There is nothing of the user's images in the paper, and it is said in no other name."""
+        return True
 
 
 PRESETS: dict[str, Config] = classification.presets(

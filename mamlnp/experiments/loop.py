@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from .. import tree
 from ..array import Array
 from ..backend import to_device, to_host
 from ..errors import DataError
-from ..runs import CHECKPOINT, Run
+from ..runs import CHECKPOINT, Checkpoint, Run
 
 Tree = Any
 
@@ -50,8 +51,9 @@ def check_settings(config: Any) -> None:
     for name, value in dataclasses.asdict(config).items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        if not (value >= 0 if name in MAY_BE_ZERO else value > 0):
-            raise DataError(f"{name} is {value}. Pass a number that is positive.")
+        if not (value >= 0 if name in MAY_BE_ZERO else value > 0) or value == math.inf:
+            option, least = name.replace("_", "-"), ", or 0" * (name in MAY_BE_ZERO)
+            raise DataError(f"--{option}: is {value}. Pass a number that is positive{least}.")
 
 
 def train(
@@ -94,11 +96,14 @@ def train(
     if resume:
         saved = run.resume()
         where = run.path / CHECKPOINT
+        check_kind(where, saved)
         check_fits(where, saved.arrays["state"], state)
         check_fits(where, saved.arrays["best"], state)
         start, state = saved.iteration, from_host(saved.arrays["state"])
         best_state = from_host(saved.arrays["best"])
-        recent = {name: numbers.tolist() for name, numbers in saved.arrays["recent"].items()}
+        recent = {
+            name: numbers.tolist() for name, numbers in saved.arrays.get("recent", {}).items()
+        }
         best, seconds = saved.meta["best"], saved.meta["wall_seconds"]
 
     began = time.perf_counter()
@@ -168,14 +173,31 @@ class Best(NamedTuple):
 def best_state(run: Run) -> Best:
     """Read a run's best state from its checkpoint."""
     checkpoint = run.load()
-    iteration = checkpoint.meta["best"]["iteration"]
+    check_kind(run.path / CHECKPOINT, checkpoint)
+    iteration, done = checkpoint.meta["best"]["iteration"], checkpoint.iteration
     state = checkpoint.arrays["state" if iteration is None else "best"]
+    which = f"{done}, not validated yet"
+    if iteration is not None:
+        which = f"{iteration}, best of {done} on validation tasks"
     about = (
-        f"{run.path}: parameters of meta-iteration {iteration or checkpoint.iteration}, best of "
-        f"{checkpoint.iteration} on validation tasks; trained for "
+        f"{run.path}: parameters of meta-iteration {which}; trained for "
         f"{checkpoint.meta['wall_seconds']:.0f} s"
     )
     return Best(from_host(state), about)
+
+
+def check_kind(where: Path, saved: Checkpoint) -> None:
+    """Refuse what is no checkpoint of a training, such as an exported file.
+
+    Raises:
+        DataError: it is not.
+    """
+    missing = {"state", "best"} - saved.arrays.keys()
+    if missing or not {"best", "wall_seconds"} <= saved.meta.keys():
+        raise DataError(
+            f"{where}: is no checkpoint of a training but another file of mamlnp, with "
+            f"{', '.join(saved.arrays) or 'nothing'} in it. Put back the one that belongs there."
+        )
 
 
 def check_fits(where: Path, found: Tree, expected: Tree) -> None:
@@ -194,9 +216,9 @@ def check_fits(where: Path, found: Tree, expected: Tree) -> None:
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):
             raise DataError(
-                f"{where}: is of another architecture than config.json: {name} is "
+                f"{where}: is of another architecture than its settings: {name} is "
                 f"{here.get(name, 'missing')}, not {there.get(name, 'there')}. "
-                "Put back the checkpoint that belongs to this run."
+                "Put back the file that belongs there."
             )
 
 

@@ -31,6 +31,7 @@ class Row:
         ci95: half the width of the 95 % interval of the mean, 1.96 sigma / sqrt(tasks).
         tasks: how many.
         diverged: tasks whose score is not finite, or not within its bound.
+        note: how it was adapted, where the method alone does not say it.
     """
 
     setting: str
@@ -40,6 +41,7 @@ class Row:
     ci95: float
     tasks: int
     diverged: int = 0
+    note: str = ""
 
 
 def adaptation_scores(
@@ -78,7 +80,9 @@ def scorer(
     return of_all
 
 
-def rows(setting: str, method: str, scores: np.ndarray, *, bound: float = 100.0) -> list[Row]:
+def rows(
+    setting: str, method: str, scores: np.ndarray, *, bound: float = 100.0, note: str = ""
+) -> list[Row]:
     """One row for every number of steps, from 0; ``scores`` is (steps + 1, tasks).
 
     A task has diverged if its score's size is not below ``bound``.
@@ -96,6 +100,7 @@ def rows(setting: str, method: str, scores: np.ndarray, *, bound: float = 100.0)
                 1.96 * spread / math.sqrt(len(values)),
                 len(values),
                 int((~(np.abs(values) < bound)).sum()),
+                note,
             )
         )
     return out

@@ -92,13 +92,26 @@ def export(run: Run, file: Path) -> None:
     scores = run.path / EVALUATION
     if not scores.exists():
         raise DataError(f"{run.path}: was not scored yet. Do so with: mamlnp evaluate {run.path}")
+    load(run.path)  # refuses what is no learner
     saved, settings = run.load(), {k: v for k, v in run.config.items() if k != "data"}
     params = experiment(run.experiment, run.path).theta(best_state(run).state)
     meta = {
         "command": command(run),
         "best": saved.meta["best"],
         "wall_seconds": saved.meta["wall_seconds"],
-        "scores": json.loads(scores.read_text(encoding="utf-8"))["rows"],
+        "scores": _rows(scores),
     }
     arrays = {"params": tree.map(lambda leaf: to_host(leaf.value), params)}
     write_checkpoint(file, saved._replace(config=settings, arrays=arrays, meta=meta))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        if not isinstance(rows, list):
+            raise TypeError(f"rows are {rows!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: is damaged ({error}). Make it again with: mamlnp evaluate {path.parent}"
+        ) from error
+    return rows
