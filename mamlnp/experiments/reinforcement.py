@@ -288,7 +288,7 @@ def evaluate(
         parts.append(f"{method}: step sizes {steps}")
         if diverged := int((~np.isfinite(found)).any(0).sum()):
             parts.append(f"{method}: {diverged} of {tasks} tasks left the finite numbers")
-        table.extend(rows(name, method, found, bound=np.inf))
+        table.extend(rows(name, method, found, bound=np.inf, note=f"step sizes {steps}"))
 
     def tuned(params: Any) -> float:
         """The step size with the highest return after the last step, on validation tasks."""
