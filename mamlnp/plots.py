@@ -494,7 +494,7 @@ def episode(
     most = [min(SHOWN, int(np.bincount(rows, minlength=1).max())) for rows in rows_of]
 
     # In inches, from the top left corner.
-    side, pitches, gap, row_height, head = 0.9, (0.98, 1.42), 0.3, 1.45, 1.15
+    side, pitches, gap, row_height, head = 0.9, (0.98, 1.62), 0.3, 1.45, 1.15
     starts = 1.85, 1.85 + most[0] * pitches[0] + gap
     width = max(7.5, starts[1] + most[1] * pitches[1] + 0.1)
     height = head + row_height * len(names)

@@ -122,6 +122,12 @@ def text_for_an_image() -> None:
     Path("data/class1/2.png").write_text("hello")
 
 
+def pipe_for_an_image() -> None:
+    classes()
+    Path("data/class1/2.png").unlink()
+    os.mkfifo("data/class1/2.png")
+
+
 def pickle_that_runs_code() -> None:
     Path("data").mkdir()
     for split in ("train", "val", "test"):
@@ -157,6 +163,7 @@ def table_with_a_missing_file() -> None:
         (truncated_jpeg, MINI, "val11.jpg: is damaged"),
         (image_bomb, FOLDER, "class1/2.png: claims"),
         (text_for_an_image, FOLDER, "class1/2.png: is none of PNG, JPEG"),
+        (pipe_for_an_image, FOLDER, "class1/2.png: is no file"),
         (pickle_that_runs_code, MINI, "posix.system"),
         (table_with_a_missing_file, MINI, "train.csv: line 8: train12.jpg is not among the images"),
     ],

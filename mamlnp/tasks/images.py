@@ -139,7 +139,7 @@ def images_in(folder: Path, *, below: bool = False) -> dict[str, Source]:
     """The images in a folder, sorted, by their paths in it; ``below``: in its folders too.
 
     Raises:
-        DataError: where an image is not there or larger than MAX_BYTES.
+        DataError: where an image is not there, no file, or larger than MAX_BYTES.
     """
     found = {}
     for path in sorted(folder.glob("**/*" if below else "*")):
@@ -151,6 +151,8 @@ def images_in(folder: Path, *, below: bool = False) -> dict[str, Source]:
                 raise DataError(
                     f"{path}: cannot be read ({error.strerror}). Replace it or take it away."
                 ) from error
+            if not path.is_file():  # a pipe, say, whose other end may never come
+                raise DataError(f"{path}: is no file. Replace it or take it away.")
             _check_bytes(f"{path}", stat.st_size)
             identity = f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
             found[name] = Source(f"{path}", identity, path.read_bytes)
