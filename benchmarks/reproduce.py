@@ -106,7 +106,7 @@ ACCURACIES = Measure(
     accuracies,
     "validation_accuracy",
     100,
-    "accuracy on validation classes, %",
+    "accuracy on validation classes, %\n(queries as in training, transductive batch norm)",
 )
 RETURNS = Measure(
     ("0 steps", "1 step", "2 steps", "3 steps"),
