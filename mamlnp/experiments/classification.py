@@ -42,7 +42,7 @@ COSINE_TASKS = 8
 SMALLEST = 16  # side of an image that four poolings by 2 leave something of, in pixels
 MLP = (256, 128, 64, 64)
 SGD_LR = 0.3  # on the mean over tasks of the mean loss; the paper gives none
-FINE_TUNING_LRS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+FINE_TUNING_LRS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
