@@ -199,7 +199,6 @@ TABLES: dict[str, list[Row]] = {
             "5-way 5-shot",
             "miniimagenet --preset today-5w5s --meta-iterations 600 --validate-every 200 "
             "--validation-tasks 50",
-            "--baselines",
         ),
         Row(
             "pretrained-5w5s",
