@@ -350,7 +350,8 @@ def write(table: str, runs: Path) -> None:
                         for line in csv.DictReader(file)
                     ]
                 record = json.loads(found.read_text(encoding="utf-8"))
-                records[key(row, seed, batch_norm)] = {**record, "curve": curve}
+                record |= {"trained_with": open_run(path).versions, "curve": curve}
+                records[key(row, seed, batch_norm)] = record
     text = markdown(table, records)
     replace(stored, json.dumps(records, indent=None, separators=(",", ":")).replace("},", "},\n"))
     replace(RESULTS / f"{table}.md", text)
@@ -397,7 +398,7 @@ def markdown(table: str, records: dict[str, Any]) -> str:
                 continue
             config, first = record["config"], seed == row.seeds[0]
             machine = "{cpu}, Python {python}, NumPy {numpy}, {blas} {blas_architecture}".format(
-                **record["versions"]
+                **trained_with(record)
             )
             number = machines.setdefault(machine, len(machines) + 1)
             notes = {r["method"]: r.get("note", "") for r in record["rows"]}
@@ -420,9 +421,15 @@ def markdown(table: str, records: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def trained_with(record: dict[str, Any]) -> dict[str, Any]:
+    """The versions and the machine of a training; older records have one for both."""
+    found: dict[str, Any] = record.get("trained_with", record["versions"])
+    return found
+
+
 def took(record: dict[str, Any]) -> str:
     """The time of a training, and on how many cores it was if not on two."""
-    cores = record["versions"].get("cores", 2)
+    cores = trained_with(record).get("cores", 2)
     minutes = f"{record['wall_seconds'] / 60:.0f} min"
     return minutes if cores == 2 else f"{minutes} on {cores} core{'s' * (cores > 1)}"
 
