@@ -178,7 +178,7 @@ TABLES: dict[str, list[Row]] = {
     ],
     "nav2d": policies("nav2d", " --preset code", seeds=(0, 1, 2)),
     "cheetah-vel": policies("cheetah-vel"),
-    "cheetah-dir": policies("cheetah-dir"),
+    "cheetah-dir": policies("cheetah-dir", seeds=(0, 1)),
     "ant-vel": policies("ant-vel"),
     "ant-dir": policies("ant-dir"),
     "grocery84": [
