@@ -1,6 +1,7 @@
 """The initialisations that come with the package: small, told apart, and as good as they say."""
 
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,20 @@ import pytest
 from mamlnp import initialisations, load
 from mamlnp.experiments import EXPERIMENTS, sine
 from mamlnp.experiments.scores import adaptation_scores
+from mamlnp.rl.envs import ENVIRONMENTS
+from mamlnp.rl.maml_rl import per_task
+from mamlnp.rl.rollout import Sampler
 from mamlnp.tasks import Task, counted_rng
 from mamlnp.tasks.omniglot import load_omniglot
 
 DATA = os.environ.get("MAMLNP_DATA")
 
 
-def test_there_are_three_and_each_is_small() -> None:
-    assert initialisations.names() == ["omniglot-5w1s", "omniglot-5w1s-mlp", "sine"]
+POLICIES = ["cheetah-dir"]
+
+
+def test_each_is_small() -> None:
+    assert initialisations.names() == [*POLICIES, "omniglot-5w1s", "omniglot-5w1s-mlp", "sine"]
     for name in initialisations.names():
         assert (initialisations.HERE / f"{name}.safetensors").stat().st_size < 1_000_000
 
@@ -73,3 +80,18 @@ def test_omniglot_is_as_good_as_it_says(name: str) -> None:
         model.about, "omniglot 5-way 1-shot, 15 queries a class", "MAML", model.inner_steps
     )
     assert abs(np.mean(right) - said["mean"]) < 3 * np.sqrt(10) * said["ci95"]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_is_as_good_as_it_says(name: str) -> None:
+    agent, environment, count = load(name), ENVIRONMENTS[name], 8
+    rng = counted_rng(1, "test")
+    tasks = (environment.spread_tasks or partial(environment.sample_tasks, rng=rng))(count)
+    simulations = environment.make(agent.rollouts, None)
+    sampler = Sampler(agent.network, simulations, agent.rollouts)
+    found = []
+    for task in tasks:
+        theta = agent.adapt(task, rng=rng).params
+        found.append(sampler.sample(per_task(theta, 1), task[None], rng=rng).returns())
+    said = score(agent.about, name, "MAML", 1)
+    assert abs(np.mean(found) - said["mean"]) < 3 * np.sqrt(said["tasks"] / count) * said["ci95"]
