@@ -58,11 +58,13 @@ def evaluate(
     baselines: bool = False,
 ) -> tuple[list[Row], str]:
     """As :func:`mamlnp.experiments.reinforcement.evaluate`, and the paths to a few goals."""
-    table, text = reinforcement.evaluate(config, run, environment, tasks=tasks, baselines=baselines)
+    table, text, lrs = reinforcement.scored(
+        config, run, environment, tasks=tasks, baselines=baselines
+    )
     if config.baseline != "oracle":
         picture = run.path / "paths.png"
         params = loop.best_state(run).state["params"]
-        goals, episodes = reinforcement.shown_episodes(config, environment, params, SHOWN)
+        goals, episodes = reinforcement.shown_episodes(config, environment, params, lrs, SHOWN)
         plots.paths(picture, goals, episodes)
         text += f", {picture}"
     return table, text

@@ -29,6 +29,8 @@ from .scores import Row, as_table, rows
 TEST_SEED = 2017
 TEST_STEPS = 3
 FINE_TUNING_LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
+LATER_SHARES = (1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.01)
+"""Of the first step's size, for the steps after it."""
 
 Returns = Mapping[int, float]
 """Mean returns by the number of gradient steps."""
@@ -45,7 +47,7 @@ class Config:
         meta_batch_size: tasks an outer step.
         rollouts: a task, before every inner step and after the last.
         eval_rollouts: the same in evaluation.
-        inner_lr: alpha, on the mean over time steps; in evaluation half of it after the first step.
+        inner_lr: alpha, on the mean over time steps; in evaluation of the first step.
         inner_steps: in training.
         first_order: leave out the second derivatives.
         meta_optimizer: "trpo", with exact products of the divergence's Hessian through the inner
@@ -240,9 +242,29 @@ def adapted_returns(
     return np.concatenate(parts, axis=1)
 
 
-def test_lrs(lr: float) -> list[float]:
-    """alpha at the first step, half of it afterwards, as in the authors' evaluation."""
-    return [lr] + [lr / 2] * (TEST_STEPS - 1)
+def tuned_lrs(
+    learner: Learner, sampler: Sampler, params: Any, tasks: np.ndarray, firsts: Sequence[float]
+) -> list[float]:
+    """The step sizes with the highest returns on validation tasks, chosen one step after another.
+
+    Args:
+        learner, sampler: of the policy.
+        params: theta.
+        tasks: as many as the sampler has room for, (n, task size).
+        firsts: what the first step's is chosen from; the others are shares of it.
+    """
+    thetas, lrs = per_task(params, len(tasks)), list[float]()
+    episodes = sampler.sample(thetas, tasks, rng=counted_rng(TEST_SEED, "validation"))
+    for step in range(TEST_STEPS):
+        batch, here, most = learner.experience(episodes), thetas, -np.inf
+        for lr in [share * lrs[0] for share in LATER_SHARES] if step else firsts:
+            adapted = learner.adapt(here, batch, lr)
+            rng = counted_rng(TEST_SEED, "validation", step + 1)
+            after = sampler.sample(adapted, tasks, rng=rng)
+            found = np.nan_to_num(after.returns().mean(), nan=-np.inf)
+            if found > most or len(lrs) == step:
+                thetas, episodes, most, lrs[step:] = adapted, after, found, [lr]
+    return lrs
 
 
 def evaluate(
@@ -256,6 +278,7 @@ def evaluate(
     """Returns on test tasks after 0 to 3 gradient steps, beside the paper's.
 
     The test tasks are the same for every run; where there are two directions, half are of each.
+    MAML's first step has the size it was trained with; all others are tuned on validation tasks.
 
     Args:
         tasks: how many test tasks.
@@ -264,6 +287,13 @@ def evaluate(
     Returns:
         The rows, and a table as text.
     """
+    return scored(config, run, environment, tasks=tasks, baselines=baselines)[:2]
+
+
+def scored(
+    config: Config, run: Run, environment: Environment, *, tasks: int, baselines: bool
+) -> tuple[list[Row], str, Sequence[float]]:
+    """What :func:`evaluate` returns, and the step sizes of the run's own policy."""
     state, about = loop.best_state(run)
     policy = policy_of(config, environment)
     expected = policy.init(rng=counted_rng(config.seed, "init"))
@@ -290,33 +320,15 @@ def evaluate(
             parts.append(f"{method}: {diverged} of {tasks} tasks left the finite numbers")
         table.extend(rows(name, method, found, bound=np.inf, note=f"step sizes {steps}"))
 
-    def tuned(params: Any) -> float:
-        """The step size with the highest return after the last step, on validation tasks."""
-        validation = _test_tasks(environment, batch, "validation")
-
-        def after(lr: float) -> float:
-            found = adapted_returns(
-                learner,
-                sampler,
-                params,
-                validation,
-                test_lrs(lr),
-                batch=batch,
-                stream="validation",
-            )
-            return float(np.nan_to_num(found[-1].mean(), nan=-np.inf))
-
-        return max(FINE_TUNING_LRS, key=after)
-
-    match config.baseline:
-        case None:
-            measured("MAML", state["params"], test_lrs(config.inner_lr))
-        case "pretrained":
-            measured("pretrained", state["params"], test_lrs(tuned(state["params"])))
-        case "oracle":
-            measured("oracle", state["params"], [])
+    validation = _test_tasks(environment, batch, "validation")
+    firsts = FINE_TUNING_LRS if config.baseline else (config.inner_lr,)
+    lrs = list[float]()
+    if config.baseline != "oracle":
+        lrs = tuned_lrs(learner, sampler, state["params"], validation, firsts)
+    measured(config.baseline or "MAML", state["params"], lrs)
     if baselines:
-        measured("random init", expected, test_lrs(tuned(expected)))
+        chosen = tuned_lrs(learner, sampler, expected, validation, FINE_TUNING_LRS)
+        measured("random init", expected, chosen)
 
     methods = list(dict.fromkeys(row.method for row in table))
     table += [
@@ -339,14 +351,14 @@ def evaluate(
     picture = run.path / "returns.png"
     plots.returns_against_steps(picture, table)
     parts.append(f"\npictures: {picture}")
-    return table, "\n".join(parts)
+    return table, "\n".join(parts), lrs
 
 
 def shown_episodes(
-    config: Config, environment: Environment, params: Any, count: int
+    config: Config, environment: Environment, params: Any, lrs: Sequence[float], count: int
 ) -> tuple[np.ndarray, list[Transitions]]:
-    """A few test tasks (count, task size), and their episodes before and after each gradient step,
-    for a picture."""
+    """A few test tasks (count, task size), and their episodes before and after a gradient step of
+    each size, for a picture."""
     policy = policy_of(config, environment)
     simulations = environment.make(count * config.eval_rollouts, config.threads)
     kept: list[list[Transitions]] = []
@@ -356,7 +368,7 @@ def shown_episodes(
         Sampler(policy, simulations, config.eval_rollouts),
         params,
         tasks,
-        test_lrs(config.inner_lr),
+        lrs,
         batch=count,
         stream="test",
         seen=kept.append,
