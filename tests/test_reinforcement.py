@@ -156,6 +156,14 @@ def test_evaluation_compares_with_a_random_beginning(tmp_path: Path) -> None:
     assert {"MAML", "random init", "paper random init"} <= {row.method for row in table}
 
 
+def test_the_last_parameters_are_the_result(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    kept, about = loop.best_state(run)
+    last = loop.from_host(run.load().arrays["state"])
+    assert np.array_equal(flat(kept["params"]), flat(last["params"]))
+    assert f"meta-iteration {NAV.meta_iterations}; trained" in about
+
+
 def test_test_tasks_differ_and_are_the_same_each_time(tmp_path: Path) -> None:
     run = trained(tmp_path / "run")
     first, again = (nav2d.evaluate(NAV, run, nav2d.load(NAV), tasks=7)[0] for _ in range(2))

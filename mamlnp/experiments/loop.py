@@ -63,7 +63,7 @@ def train(
     init: Callable[[], Tree],
     draw: Callable[[int], Any],
     step: Callable[[Tree, Any], tuple[Tree, dict[str, float]]],
-    validate: Callable[[Tree, dict[str, float]], tuple[float, dict[str, float]]],
+    validate: Callable[[Tree, dict[str, float]], tuple[float, dict[str, float]]] | None = None,
     resume: bool = False,
 ) -> None:
     """Run the meta-iterations of a run, from its checkpoint if ``resume``.
@@ -81,6 +81,7 @@ def train(
         step: (state, what was drawn) -> (new state, numbers), such as {"train_loss": 0.3}; their
             means since the last validation are logged.
         validate: (state, those means) -> (score, what to log too); the lowest score is the best.
+            Without it the last state is.
 
     Raises:
         Interrupted: after Ctrl-C, with everything saved.
@@ -141,8 +142,8 @@ def train(
                             "Lower inner_lr or meta_lr; the last checkpoint is kept."
                         )
                 recent = {}
-                score, shown = validate(state, means)
-                if best["score"] is None or score < best["score"]:
+                score, shown = validate(state, means) if validate else (None, {})
+                if score is None or best["score"] is None or score < best["score"]:
                     best, best_state = {"iteration": done, "score": score}, state
                 bar.set_postfix(_short({**means, **shown}))
                 wall = seconds + time.perf_counter() - began
@@ -159,7 +160,8 @@ def train(
 
 
 class Best(NamedTuple):
-    """A run's best state by validation; what it had, if it was stopped before validating.
+    """A run's best state by validation; the last, if it was stopped before validating or is of an
+    experiment that does not.
 
     Attributes:
         state: as the run's steps made it.
@@ -174,11 +176,10 @@ def best_state(run: Run) -> Best:
     """Read a run's best state from its checkpoint."""
     checkpoint = run.load()
     check_kind(run.path / CHECKPOINT, checkpoint)
-    iteration, done = checkpoint.meta["best"]["iteration"], checkpoint.iteration
-    state = checkpoint.arrays["state" if iteration is None else "best"]
-    which = f"{done}, not validated yet"
-    if iteration is not None:
-        which = f"{iteration}, best of {done} on validation tasks"
+    best, done = checkpoint.meta["best"], checkpoint.iteration
+    validated = best["score"] is not None
+    state = checkpoint.arrays["best" if validated else "state"]
+    which = f"{best['iteration']}, best of {done} on validation tasks" if validated else f"{done}"
     about = (
         f"{run.path}: parameters of meta-iteration {which}; trained for "
         f"{checkpoint.meta['wall_seconds']:.0f} s"

@@ -56,8 +56,8 @@ class Config:
         meta_lr: of Adam.
         discount: gamma.
         gae_lambda: of generalised advantage estimation.
-        validate_every: meta-iterations from one checkpoint to the next; the kept parameters are
-            those with the highest return after adaptation, on the training tasks since the last.
+        validate_every: meta-iterations from one checkpoint to the next. The last parameters are the
+            result: one meta-iteration's returns are too noisy to choose by.
         threads: how many run at once; as many as there are cores if not given.
         eager: run every operation as it comes, instead of compiling.
         seed: of everything random.
@@ -186,12 +186,7 @@ def train(config: Config, run: Run, environment: Environment, *, resume: bool = 
         numbers["steps_per_second"] = taken / (time.perf_counter() - began)
         return {"params": update.params, "opt": update.state}, numbers
 
-    def validate(_: Any, means: dict[str, float]) -> tuple[float, dict[str, float]]:
-        return -means["after"], {}
-
-    loop.train(
-        run, config, init=init, draw=lambda n: n, step=step, validate=validate, resume=resume
-    )
+    loop.train(run, config, init=init, draw=lambda n: n, step=step, resume=resume)
     plots.returns_curve(run, config.paper)
 
 
