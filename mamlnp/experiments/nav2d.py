@@ -32,7 +32,7 @@ class Config(reinforcement.Config):
     """
 
     preset: str = "code"
-    meta_iterations: int = 200
+    meta_iterations: int = 100
     meta_batch_size: int = 20
     eval_rollouts: int = 40
     inner_lr: float = 0.5
