@@ -40,6 +40,12 @@ CHEETAH = ROBOTS["cheetah-dir"].Config(
 SMALL = "--meta-iterations 2 --meta-batch-size 2 --rollouts 2 --eval-rollouts 2 --validate-every 1"
 
 
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch: Any) -> None:
+    """Evaluation in small pieces, for speed."""
+    monkeypatch.setattr(reinforcement, "AT_ONCE", 4)
+
+
 def trained(path: Path, config: Any = NAV, name: str = "nav2d") -> Any:
     run, experiment = create_run(name, config, path), EXPERIMENTS[name]
     experiment.train(config, run, experiment.load(config))

@@ -28,6 +28,7 @@ from .scores import Row, as_table, rows
 
 TEST_SEED = 2017
 TEST_STEPS = 3
+AT_ONCE = 40  # tasks in evaluation; so many are for validation
 FINE_TUNING_LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
 LATER_SHARES = (1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.01)
 """Of the first step's size, for the steps after it."""
@@ -123,9 +124,10 @@ def load(config: Config) -> Environment:
     return found
 
 
-def _sampler(config: Config, environment: Environment, policy: Policy, rollouts: int) -> Sampler:
-    count = config.meta_batch_size * rollouts
-    simulations = environment.make(count, config.threads)
+def _sampler(
+    config: Config, environment: Environment, policy: Policy, tasks: int, rollouts: int
+) -> Sampler:
+    simulations = environment.make(tasks * rollouts, config.threads)
     return Sampler(policy, simulations, rollouts, told=config.baseline == "oracle")
 
 
@@ -146,10 +148,8 @@ def _learner(config: Config, policy: Policy) -> Learner:
 def train(config: Config, run: Run, environment: Environment, *, resume: bool = False) -> None:
     """Algorithm 3 over the meta-iterations; ends with a picture in the run's folder."""
     policy = policy_of(config, environment)
-    sampler, learner = (
-        _sampler(config, environment, policy, config.rollouts),
-        _learner(config, policy),
-    )
+    sampler = _sampler(config, environment, policy, config.meta_batch_size, config.rollouts)
+    learner = _learner(config, policy)
 
     def init() -> dict[str, Any]:
         params = policy.init(rng=counted_rng(config.seed, "init"))
@@ -208,7 +208,6 @@ def adapted_returns(
     lrs: Sequence[float],
     *,
     batch: int,
-    stream: str,
     seen: Callable[[list[Transitions]], None] = lambda episodes: None,
 ) -> np.ndarray:
     """Every task's mean return before and after each gradient step, (len(lrs) + 1, tasks).
@@ -219,14 +218,13 @@ def adapted_returns(
         tasks: (n, task size).
         lrs: alpha of every step.
         batch: tasks at once, as many as the sampler has room for.
-        stream: what randomness is drawn from.
         seen: is given all episodes of a batch of tasks.
     """
     parts = []
     for start in range(0, len(tasks), batch):
         here = tasks[start : start + batch]
         padded = np.resize(here, (batch, here.shape[1]))
-        rng = counted_rng(TEST_SEED, stream, start)
+        rng = counted_rng(TEST_SEED, "test", 1 + start)  # 0 drew the tasks
         thetas, episodes = per_task(params, batch), []
         for lr in (*lrs, None):
             episodes.append(sampler.sample(thetas, padded, rng=rng))
@@ -249,12 +247,12 @@ def tuned_lrs(
         firsts: what the first step's is chosen from; the others are shares of it.
     """
     thetas, lrs = per_task(params, len(tasks)), list[float]()
-    episodes = sampler.sample(thetas, tasks, rng=counted_rng(TEST_SEED, "validation"))
+    episodes = sampler.sample(thetas, tasks, rng=counted_rng(TEST_SEED, "validation", 1))
     for step in range(TEST_STEPS):
         batch, here, most = learner.experience(episodes), thetas, -np.inf
         for lr in [share * lrs[0] for share in LATER_SHARES] if step else firsts:
             adapted = learner.adapt(here, batch, lr)
-            rng = counted_rng(TEST_SEED, "validation", step + 1)
+            rng = counted_rng(TEST_SEED, "validation", step + 2)
             after = sampler.sample(adapted, tasks, rng=rng)
             found = np.nan_to_num(after.returns().mean(), nan=-np.inf)
             if found > most or len(lrs) == step:
@@ -294,20 +292,17 @@ def scored(
     expected = policy.init(rng=counted_rng(config.seed, "init"))
     loop.check_fits(run.path / CHECKPOINT, state["params"], expected)
     learner = _learner(config, policy)
-    sampler = _sampler(config, environment, policy, config.eval_rollouts)
+    sampler = _sampler(config, environment, policy, AT_ONCE, config.eval_rollouts)
     test = _test_tasks(environment, tasks, "test")
-    batch, name = config.meta_batch_size, run.experiment
-    parts, table = [about], []
+    name, parts, table = run.experiment, [about], []
 
-    def measured(method: str, params: Any, lrs: Sequence[float], **how: Any) -> None:
-        bar = tqdm(total=-(-tasks // batch), desc=method, leave=False, mininterval=_interval())
+    def measured(method: str, params: Any, lrs: Sequence[float]) -> None:
+        bar = tqdm(total=-(-tasks // AT_ONCE), desc=method, leave=False, mininterval=_interval())
 
         def done(episodes: list[Transitions]) -> None:
             bar.update()
 
-        found = adapted_returns(
-            learner, sampler, params, test, lrs, batch=batch, stream="test", seen=done
-        )
+        found = adapted_returns(learner, sampler, params, test, lrs, batch=AT_ONCE, seen=done)
         bar.close()
         steps = ", ".join(f"{lr:g}" for lr in lrs) or "none"
         parts.append(f"{method}: step sizes {steps}")
@@ -315,7 +310,7 @@ def scored(
             parts.append(f"{method}: {diverged} of {tasks} tasks left the finite numbers")
         table.extend(rows(name, method, found, bound=np.inf, note=f"step sizes {steps}"))
 
-    validation = _test_tasks(environment, batch, "validation")
+    validation = _test_tasks(environment, AT_ONCE, "validation")
     firsts = FINE_TUNING_LRS if config.baseline else (config.inner_lr,)
     lrs = list[float]()
     if config.baseline != "oracle":
@@ -365,7 +360,6 @@ def shown_episodes(
         tasks,
         lrs,
         batch=count,
-        stream="test",
         seen=kept.append,
     )
     return tasks, kept[0]
