@@ -396,7 +396,7 @@ def markdown(table: str, records: dict[str, Any]) -> str:
             record = records.get(key(row, seed, batch_norm))
             if record is None:
                 continue
-            config, first = record["config"], seed == row.seeds[0]
+            config, first = record["config"], seed == seeds_done(row, records)[0]
             machine = "{cpu}, Python {python}, NumPy {numpy}, {blas} {blas_architecture}".format(
                 **trained_with(record)
             )
@@ -421,6 +421,10 @@ def markdown(table: str, records: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def seeds_done(row: Row, records: dict[str, Any]) -> list[int]:
+    return [seed for seed in row.seeds if key(row, seed, row.batch_norms[0]) in records]
+
+
 def trained_with(record: dict[str, Any]) -> dict[str, Any]:
     """The versions and the machine of a training; older records have one for both."""
     found: dict[str, Any] = record.get("trained_with", record["versions"])
@@ -441,10 +445,8 @@ def draw(table: str, records: dict[str, Any]) -> None:
     axes = figure.subplots()
     for row in TABLES[table]:
         colour = None
-        for seed in row.seeds:
-            record = records.get(key(row, seed, "transductive"))
-            if record is None:
-                continue
+        for seed in seeds_done(row, records):
+            record = records[key(row, seed, "transductive")]
             iterations, values = zip(*record["curve"], strict=True)
             label = f"{record['config'].get('baseline') or 'MAML'}, {row.label}"
             (line,) = axes.plot(
@@ -466,8 +468,12 @@ def draw(table: str, records: dict[str, Any]) -> None:
     with atomic_write(FIGURES / f"{table}.png") as partial:
         figure.savefig(partial)
     if shown is RETURNS and records:
-        first = {name: r for name, r in records.items() if name.endswith("-0")}
-        rows = [Score(**row) for record in first.values() for row in record["rows"]]
+        first = [
+            records[key(row, seed, "transductive")]
+            for row in TABLES[table]
+            for seed in seeds_done(row, records)[:1]
+        ]
+        rows = [Score(**row) for record in first for row in record["rows"]]
         plots.returns_against_steps(FIGURES / f"{table}-steps.png", rows)
 
 

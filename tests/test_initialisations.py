@@ -19,11 +19,13 @@ from mamlnp.tasks.omniglot import load_omniglot
 DATA = os.environ.get("MAMLNP_DATA")
 
 
-POLICIES = ["cheetah-dir"]
+POLICIES = ["cheetah-dir", "nav2d"]
 
 
 def test_each_is_small() -> None:
-    assert initialisations.names() == [*POLICIES, "omniglot-5w1s", "omniglot-5w1s-mlp", "sine"]
+    assert initialisations.names() == sorted(
+        [*POLICIES, "omniglot-5w1s", "omniglot-5w1s-mlp", "sine"]
+    )
     for name in initialisations.names():
         assert (initialisations.HERE / f"{name}.safetensors").stat().st_size < 1_000_000
 
