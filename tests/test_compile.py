@@ -22,7 +22,7 @@ import mamlnp as ml
 from mamlnp import array, checks, grad, maml, tree
 from mamlnp.array import Array
 from mamlnp.backend.machine import Blas
-from mamlnp.compile import PASSES, plan as planning
+from mamlnp.compile import PASSES, passes, plan as planning
 from mamlnp.compile.plan import Host, Loop
 from mamlnp.errors import CaptureError, ShapeError
 from mamlnp.gradcheck import TOLERANCES
@@ -1139,6 +1139,8 @@ def test_products_without_addresses_run_through_numpy(monkeypatch):
     assert kinds != sorted(kinds)  # kernels before and after
     g, calls = meta_calls("MAML, mlp, 3 steps", "backprop")
     equals_eager(g, *calls, scale=1.0)
+    monkeypatch.setattr(passes, "LARGEST_WINDOWS", 0)
+    equals_eager(ml.conv2d, *draws((2, 5, 5, 2), (3, 3, 2, 3)))
 
 
 # ---- the kernels on disk

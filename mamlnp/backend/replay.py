@@ -152,7 +152,7 @@ def convolution(row: int) -> None:
     """A product with the windows of images, some lines of windows at a time, so that they never
     leave the cache: kind 0 is windows times weights, 1 windows' times rows, 2 the transpose of 0,
     rows times weights', added to images."""
-    kind, at, tasks, n = (
+    at, kind, tasks, n = (
         load_i8(row, 0, 0),
         load_i8(row, 1, 0),
         load_i8(row, 2, 0),

@@ -23,7 +23,7 @@ from ..errors import CaptureError
 from ..op import as_array
 from . import passes
 from .fuse import settle, steps
-from .plan import BadDataError, Plan, Replay
+from .plan import BadDataError, Plan, Replay, has_products
 from .trace import Graph, Node, check_repeats, trace
 
 Tree = Any
@@ -62,7 +62,7 @@ class Traced:
         if "common subexpressions" not in without:
             graph = after("common subexpressions", passes.share(graph))
         if "products" not in without:
-            graph = after("products", passes.products(graph, rule))
+            graph = after("products", passes.products(graph, rule, windows=has_products()))
         self.graph = settle(graph)
         todo = steps(self.graph, fused="fusion" not in without)
         self.counts["fusion"] = len(todo)

@@ -283,17 +283,19 @@ def share(graph: Graph) -> Graph:
 # ---- products
 
 
-def products(graph: Graph, rule: Rule) -> Graph:
+def products(graph: Graph, rule: Rule, *, windows: bool) -> Graph:
     """Transposes go into products, products of a row or column become sums, and sums of products
     (or of what is linear in one) are taken within the product.
 
     Args:
         graph: before.
         rule: tidies up in between: ``simplify``, or ``lower``.
+        windows: whether a kernel can make windows and their products together.
     """
     graph = rewrite(graph, _transposed)
     graph = share(rewrite(winners(rewrite(graph, _thin)), rule))
-    graph = convolutions(graph)
+    if windows:
+        graph = convolutions(graph)
     return rewrite(graph, _accumulating(graph))
 
 

@@ -26,15 +26,25 @@ class At(NamedTuple):
     offset: int
 
 
+class Fixed(NamedTuple):
+    """Attributes:
+    name: of a kernel that is written by hand (see backend.replay).
+    code: the type of the elements it is for.
+    """
+
+    name: str
+    code: str
+
+
 class Row(NamedTuple):
     """One call of a kernel.
 
     Attributes:
-        kernel: its address.
+        kernel: which.
         words: what it is called with: integers and addresses.
     """
 
-    kernel: int
+    kernel: LoopNest | Fixed
     words: list[Any]
 
 
@@ -167,10 +177,13 @@ class _Nest:
 # ---- single operations
 
 
+def has_products() -> bool:
+    """Is there a library whose products a kernel can call?"""
+    return bool(blas().functions)
+
+
 def _product(node: Node, memory: Memory) -> Row | Host:
-    library, code = blas(), CODES.get(node.dtype, "")
-    functions = library.functions
-    if code not in functions or not node.size:
+    if node.dtype not in (np.float32, np.float64) or not node.size:
         return Host(node)
     a, b = (memory.access(x) for x in node.args[:2])
     (ta, lda), (tb, ldb) = (
@@ -184,12 +197,12 @@ def _product(node: Node, memory: Memory) -> Row | Host:
     if count > 1 and sb == 0 and not ta and sa == n * lda:  # one b for all: one long product
         n, count = n * count, 1
     words = [
-        functions[code], count, int(ta), int(tb), n, m, k,
+        count, int(ta), int(tb), n, m, k,
         At(a.root, a.offset * node.dtype.itemsize), lda, sa,
         At(b.root, b.offset * node.dtype.itemsize), ldb, sb,
         At(node, 0), m, sc, int(len(node.args) == 3),
     ]  # fmt: skip
-    return Row(generated.fixed("product", code, library.wide), words)
+    return Row(Fixed("product", CODES[node.dtype]), words)
 
 
 def batch_stride(x: Node, product: Node, at: Access) -> int | None:
@@ -205,7 +218,6 @@ WINDOWS_AT_ONCE = 1 << 19  # bytes: with what else a product reads, a cache's wo
 
 
 def _convolution(node: Node, memory: Memory, scratch: Node) -> Row | Host:
-    library, code = blas(), CODES[node.dtype]
     kind = ("conv", "conv_weights", "conv_images").index(node.op)
     second = memory.access(node.args[1])
     if kind == 2:
@@ -225,12 +237,12 @@ def _convolution(node: Node, memory: Memory, scratch: Node) -> Row | Host:
         shared = math.prod(node.args[1].shape[:-2]) == 1
         sw = 0 if shared else batch(node.args[1].shape, second.strides) or 0
     words = [
-        kind, library.functions[code], tasks, n, h, w, c, oh, ow, kh, kw,
+        kind, tasks, n, h, w, c, oh, ow, kh, kw,
         node.params["stride"], top, left, filters, At(scratch, 0), _lines(node, ow * length),
         At(memory.access(images).root, 0), weights, int(tw), ldw, sw,
         At(memory.access(rows).root, 0), filters, n * oh * ow * filters, int(len(node.args) == 3),
     ]  # fmt: skip
-    return Row(generated.fixed("convolution", code, library.wide), words)
+    return Row(Fixed("convolution", CODES[node.dtype]), words)
 
 
 def _lines(node: Node, line: int) -> int:
@@ -256,7 +268,7 @@ def _windows(node: Node, memory: Memory) -> Row:
     words += [*params["size"], params["stride"]]
     if node.op != "pool_positions":
         words += [params["padding"][0][0], params["padding"][1][0]]
-    return Row(generated.fixed(node.op, CODES[x.dtype]), words)
+    return Row(Fixed(node.op, CODES[x.dtype]), words)
 
 
 def _pooled(node: Node, memory: Memory) -> Row:
@@ -264,23 +276,23 @@ def _pooled(node: Node, memory: Memory) -> Row:
     n, (h, w, c) = math.prod(image.shape[:-3]), image.shape[-3:]
     words = [At(memory.access(x).root, 0) for x in node.nodes] + [At(node, 0), n, h, w, c]
     words += [*windows.shape[-3:-1], *node.params["size"]]
-    return Row(generated.fixed(node.op, CODES[node.args[0].dtype]), words)
+    return Row(Fixed(node.op, CODES[node.args[0].dtype]), words)
 
 
 def _indexed(node: Node, memory: Memory) -> Row:
     x, indices = (memory.access(a).root for a in node.args)
     words = [At(x, 0), At(indices, 0), At(node, 0), indices.size]
     words += [x.size if node.op == "take" else node.size, At(None, 0)]
-    return Row(generated.fixed(node.op, CODES[x.dtype]), words)
+    return Row(Fixed(node.op, CODES[x.dtype]), words)
 
 
 def _single(node: Node, memory: Memory) -> Row | Host:
     if node.op == "matmul":
-        return _product(node, memory)
+        return _product(node, memory) if has_products() else Host(node)
     if node.op == "class_labels" and node.dtype == np.int64:
         words = [At(memory.access(node.args[0]).root, 0), At(node, 0), node.size]
         words += [node.params["num_classes"], At(None, 0)]
-        return Row(generated.fixed(node.op, "i8"), words)
+        return Row(Fixed(node.op, "i8"), words)
     known = node.nodes[0].dtype in (np.float32, np.float64) if node.nodes else False
     if node.op in ("patches", "fold", "pool_positions") and known:
         return _windows(node, memory)
@@ -342,6 +354,11 @@ class Arena:
 class Plan:
     """Everything a replay needs; shared by the Replays made of it.
 
+    Args:
+        graph: to compute.
+        steps: of the graph, in order.
+        reuse: memory.
+
     Attributes:
         rows: calls in order.
         arena: where every kept node is.
@@ -369,7 +386,7 @@ class Plan:
             if isinstance(step, Loop):
                 nest = _Nest(step, self.memory, stored)
                 made = nest.outputs
-                self.rows.append(Row(generated.loops(nest.nest), nest.words))
+                self.rows.append(Row(nest.nest, nest.words))
             else:
                 made = [step]
                 if step.op in ("conv", "conv_weights", "conv_images"):
@@ -455,6 +472,17 @@ class BadDataError(Exception):
     """Only the function itself, run eagerly, can say what is wrong."""
 
 
+def _compiled(row: Row) -> tuple[int, list[Any]]:
+    """A kernel's address, and what it is called with."""
+    if isinstance(row.kernel, LoopNest):
+        return generated.loops(row.kernel), row.words
+    name, code = row.kernel
+    if name not in ("product", "convolution"):
+        return generated.fixed(name, code), row.words
+    library = blas()
+    return generated.fixed(name, code, library.wide), [library.functions[code], *row.words]
+
+
 class Replay:
     """A plan with memory of its own: not for two threads at once."""
 
@@ -478,9 +506,10 @@ class Replay:
             if not self._segments or isinstance(self._segments[-1], Node):
                 self._segments.append([len(kernels), len(kernels)])
             self._segments[-1][1] += 1
-            kernels.append(row.kernel)
+            kernel, called_with = _compiled(row)
+            kernels.append(kernel)
             starts.append(len(words))
-            for word in row.words:
+            for word in called_with:
                 if not isinstance(word, At):
                     words.append(word)
                 elif word.node is None:
