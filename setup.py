@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 RL = ["mujoco>=4.0", "gymnasium>=1.0", "imageio[ffmpeg]>=2.34"]
+NVIDIA = "platform_system == 'Linux' and platform_machine == 'x86_64'"
 TEST = ["pytest>=8.0", "hypothesis>=6.100", *RL]
 
 setup(
@@ -47,7 +48,8 @@ setup(
         "docs": ["mkdocs-material>=9.5"],
         "peers": ["torch>=2.3", "jax>=0.4.30", "jaxlib>=0.4.30", "autograd>=1.7"],
         "test": TEST,
-        "dev": [*TEST, "ruff>=0.6", "mypy>=1.11"],
+        # NVRTC compiles the CUDA sources where there is no device to run them on.
+        "dev": [*TEST, "ruff>=0.6", "mypy>=1.11", f"nvidia-cuda-nvrtc-cu12>=12.4; {NVIDIA}"],
     },
     entry_points={"console_scripts": ["mamlnp = mamlnp.cli:main"]},
 )

@@ -194,9 +194,10 @@ def array(x: Any, dtype: Any = None, *, device: str | None = None) -> Array:
     """An Array from anything NumPy takes: a copy, so later changes of ``x`` do not reach it.
 
     Args:
-        x: numbers, lists of them, a NumPy array.
+        x: numbers, lists of them, an array of NumPy's or CuPy's, an Array.
         dtype: of the elements; as NumPy decides if not given.
-        device: "cpu" or "cuda"; if not given the one that ``using_device`` says, else the CPU.
+        device: "cpu" or "cuda"; if not given the one that ``using_device`` says, else the CPU. What
+            is on a device already stays there if none is given.
 
     Raises:
         DtypeError: these are not real numbers.
@@ -206,6 +207,10 @@ def array(x: Any, dtype: Any = None, *, device: str | None = None) -> Array:
     >>> array([1.0, 2.0]) * 3
     Array([3., 6.])
     """
+    native = x.value if isinstance(x, Array) and not x.serial else x
+    if backend.namespaces.get(native.__class__, np) is not np:
+        value = native.astype(native.dtype if dtype is None else dtype, copy=True)
+        return Array(value if device is None else backend.to_device(value, device))
     value = np.array(x, dtype=dtype)
     if value.dtype.kind not in "fiub":
         raise DtypeError(

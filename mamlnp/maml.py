@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from . import tree
-from .array import Array, array
+from .array import Array
 from .autodiff import anew, grad, hvp, stop_gradient, value_and_grad, vjp
 from .errors import ShapeError
 from .op import as_array, describe
@@ -184,8 +184,8 @@ def learnable(inner_lr: Tree, params: Tree) -> Tree:
         raise ValueError(
             "meta_gradient: learn_inner_lr is on but there is no inner_lr. Pass one to start from."
         )
-    dtype = as_array(tree.leaves(params)[0]).dtype
-    return tree.map(lambda a: array(a, dtype) if isinstance(a, int | float) else a, inner_lr)
+    zero = zeros_like(as_array(tree.leaves(params)[0])).sum()  # of params' type, where they are
+    return tree.map(lambda a: zero + a if isinstance(a, int | float) else a, inner_lr)
 
 
 def _explicit_product(

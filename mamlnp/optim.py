@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import tree
-from .array import Array, array
-from .ops.elementwise import astype, clip, cos, expm1, minimum, neg, sqrt, zeros_like
+from .array import Array
+from .ops.elementwise import astype, clip, cos, expm1, minimum, neg, ones_like, sqrt, zeros_like
 
 Tree = Any
 Rate = float | Callable[[Any], Any]
@@ -34,6 +34,12 @@ def _at(rate: Rate, step: Array) -> Any:
     return rate(step) if callable(rate) else rate
 
 
+def _zero(params: Tree) -> Array:
+    """The number of steps before the first one, where the parameters are."""
+    first = next(iter(tree.leaves(params)), 0)
+    return astype(zeros_like(first).sum(), int)
+
+
 def _typed(rate: Any, like: Array) -> Any:
     """A rate for a leaf: numbers take its type by themselves, Arrays are converted."""
     return astype(rate, like.dtype) if isinstance(rate, Array) else rate
@@ -52,7 +58,7 @@ def sgd(lr: Rate, momentum: float = 0.0) -> Optimizer:
     """Gradient descent: m <- momentum m + g, params <- params - lr m."""
 
     def init(params: Tree) -> dict[str, Any]:
-        return {"step": array(0), **({"m": tree.map(zeros_like, params)} if momentum else {})}
+        return {"step": _zero(params), **({"m": tree.map(zeros_like, params)} if momentum else {})}
 
     def update(params: Tree, grads: Tree, state: dict[str, Any]) -> tuple[Tree, dict[str, Any]]:
         rate = _at(lr, state["step"])
@@ -79,7 +85,7 @@ def adam(
 
     def init(params: Tree) -> dict[str, Any]:
         return {
-            "step": array(0),
+            "step": _zero(params),
             "m": tree.map(zeros_like, params),
             "v": tree.map(zeros_like, params),
         }
@@ -89,7 +95,8 @@ def adam(
         m = tree.map(lambda m, g: b1 * m + (1 - b1) * g, state["m"], grads)
         v = tree.map(lambda v, g: b2 * v + (1 - b2) * (g * g), state["v"], grads)
         # m / (1 - b1^t) over sqrt(v / (1 - b2^t)) + eps, the corrections taken out of the leaves.
-        corrections = (neg(expm1(step * math.log(b))) if b else array(1.0) for b in (b1, b2))
+        one = astype(ones_like(step), float)
+        corrections = (neg(expm1(step * math.log(b))) if b else one for b in (b1, b2))
         first, second = corrections
         root = sqrt(second)
         rate = _at(lr, state["step"]) * root / first
@@ -107,6 +114,7 @@ def clipped(optimizer: Optimizer, bound: float) -> Optimizer:
     """Every element of the gradient to [-bound, bound] before the optimiser sees it (the authors'
     code, for mini-ImageNet).
 
+    >>> from mamlnp import array
     >>> rule = clipped(sgd(1.0), 10.0)
     >>> rule.update(array(0.0), array(-25.0), rule.init(array(0.0)))[0]
     Array(10.)

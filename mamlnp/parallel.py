@@ -15,6 +15,7 @@ from typing import Any
 
 from . import maml, tree
 from .array import Array
+from .backend import device_of
 from .backend.machine import cores, one_blas_thread
 from .compile import compile
 from .errors import ShapeError
@@ -33,13 +34,23 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(256, thread_name_prefix="mamlnp")
 
 
+def on_host(x: Tree) -> bool:
+    """Are the arrays of a tree NumPy's?"""
+    first = next((leaf for leaf in tree.leaves(x) if hasattr(leaf, "shape")), None)
+    return first is None or device_of(first.value if isinstance(first, Array) else first) == "cpu"
+
+
 def split(task: Tree, chunks: int | None) -> list[Tree]:
     """The meta-batch in chunks of tasks, the first ones a task larger where it does not divide;
-    None: every task by itself.
+    None: every task by itself, but all together on a device.
 
     Raises:
         ShapeError: there are more chunks than tasks, or none.
     """
+    if chunks is None and not on_host(task):
+        chunks = 1
+    if chunks == 1:
+        return [task]
     tasks = maml.num_tasks(task)
     chunks = tasks if chunks is None else chunks
     if not 1 <= chunks <= tasks:
@@ -61,8 +72,10 @@ def over_tasks(
     Args:
         f: (params, task) -> a tree of Arrays.
         chunks: how many, None: one a task. A replay holds the memory of one chunk a thread, and
-            is fastest where that fits the processor's cache.
-        threads: how many run at once; None: as many as there are cores.
+            is fastest where that fits the processor's cache. On a device None is 1: all tasks
+            together keep it busy, and more chunks need less of its memory.
+        threads: how many run at once; None: as many as there are cores. A device runs one chunk
+            after another.
         compiled: replay f (see :func:`mamlnp.compile`) instead of running it.
 
     Returns:
@@ -71,8 +84,8 @@ def over_tasks(
     run = compile(f) if compiled else f
 
     def of_chunks(params: Tree, task: Task) -> list[Tree]:
-        parts = [task] if chunks == 1 else split(task, chunks)
-        wanted = min(threads or cores(), len(parts))
+        parts = split(task, chunks)
+        wanted = min(threads or cores(), len(parts)) if on_host(task) else 1
         results: list[Tree] = [None] * len(parts)
         left = iter(range(len(parts)))  # whoever is free takes the next
 
@@ -158,14 +171,14 @@ def meta_step(
     def whole(params: Tree, opt_state: Tree, task: Task) -> tuple[Tree, dict[str, Any], Array]:
         return maml.meta_step(loss, params, opt_state, task, optimizer=optimizer, **how)
 
-    if chunks == 1:
-        at_once = compile(whole) if compiled else whole
-
-        def one_chunk(params: Tree, opt_state: Tree, task: Task) -> Any:
-            with one_blas_thread():
-                return at_once(params, opt_state, task)
-
-        return one_chunk
+    at_once = compile(whole) if compiled else whole
     of_chunks = over_tasks(gradient, chunks=chunks, threads=threads, compiled=compiled)
     updated = compile(update) if compiled else update
-    return lambda params, opt_state, task: updated(params, opt_state, of_chunks(params, task))
+
+    def step(params: Tree, opt_state: Tree, task: Task) -> Any:
+        if chunks == 1 or (chunks is None and not on_host(task)):
+            with one_blas_thread():
+                return at_once(params, opt_state, task)
+        return updated(params, opt_state, of_chunks(params, task))
+
+    return step

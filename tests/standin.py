@@ -1,9 +1,12 @@
 """A CUDA device for a machine that has none: CuPy's interface over NumPy's memory, whose arrays
 refuse to be NumPy's, and the very CUDA sources compiled as C++ and run thread by thread."""
 
+import contextlib
 import ctypes
 import functools
+import importlib.util
 import operator
+import re
 import shutil
 import subprocess
 import sys
@@ -13,17 +16,88 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+from mamlnp import backend
+from mamlnp.errors import DeviceError
 
 COMPILER = shutil.which("g++")
-SHIM = """
-struct Index { long long x; };
+SHIM = r"""
+#include <cmath>
+#include <cstring>
+#include <ucontext.h>
+#include <vector>
+using namespace std;
+struct Index { int x, y; };
 static Index blockIdx, threadIdx, blockDim, gridDim;
 #define __global__
+#define __device__ static
+#define __shared__ static
 template <typename T> void atomicAdd(T *at, T value) { *at += value; }
-extern "C" void place(long long block, long long thread, long long threads, long long blocks) {
-    blockIdx.x = block; threadIdx.x = thread; blockDim.x = threads; gridDim.x = blocks;
+static double __longlong_as_double(long long bits) {
+    double x;
+    memcpy(&x, &bits, 8);
+    return x;
 }
 """
+# The threads of a block are coroutines: each runs to the next barrier, then the next one does.
+DRIVER = r"""
+static ucontext_t caller;
+static vector<ucontext_t> threads;
+static vector<vector<char>> stacks;
+static vector<bool> done;
+static long long *given;
+static void (*body)(long long *);
+static int current;
+static void entry() {
+    body(given);
+    done[current] = true;
+}
+void __syncthreads() { swapcontext(&threads[current], &caller); }
+extern "C" void launch(void (*kernel)(long long *), long long *args, int waits, int x, int y,
+                       int count) {
+    body = kernel; given = args;
+    gridDim = {x, y}; blockDim = {count, 1};
+    for (int by = 0; by < y; by++)
+        for (int bx = 0; bx < x; bx++) {
+            blockIdx = {bx, by};
+            if (!waits) {
+                for (int t = 0; t < count; t++) { threadIdx = {t, 0}; kernel(args); }
+                continue;
+            }
+            threads.resize(count); stacks.resize(count); done.assign(count, false);
+            for (int t = 0; t < count; t++) {
+                stacks[t].resize(1 << 16);
+                getcontext(&threads[t]);
+                threads[t].uc_stack.ss_sp = stacks[t].data();
+                threads[t].uc_stack.ss_size = stacks[t].size();
+                threads[t].uc_link = &caller;
+                makecontext(&threads[t], entry, 0);
+            }
+            for (int running = count; running;) {
+                running = 0;
+                for (int t = 0; t < count; t++) {
+                    if (done[t]) continue;
+                    current = t; threadIdx = {t, 0};
+                    swapcontext(&caller, &threads[t]);
+                    running += !done[t];
+                }
+            }
+        }
+}
+"""
+SIGNATURE = re.compile(r'extern "C" __global__ void (\w+)\((.*?)\)', re.DOTALL)
+
+
+class Pointer:
+    """CuPy's MemoryPointer."""
+
+    def __init__(self, owner, offset=0):
+        self.owner, self.offset = owner, offset
+        self.ptr = owner.ctypes.data + offset
+
+    def __add__(self, offset):
+        return Pointer(self.owner, self.offset + offset)
 
 
 class Elsewhere:
@@ -33,8 +107,15 @@ class Elsewhere:
     __array_ufunc__ = None
     device = types.SimpleNamespace(id=0)
 
-    def __init__(self, held):
-        self.held = np.asarray(held)
+    def __init__(self, held, dtype=None, memptr=None, strides=None):
+        if memptr is None:
+            self.held = np.asarray(held)
+        else:
+            self.held = np.ndarray(held, dtype, memptr.owner, memptr.offset, strides)
+
+    @property
+    def data(self):
+        return Pointer(self.held)
 
     def __array__(self, *args, **kwargs):
         raise TypeError("this array is elsewhere: only the backend may bring it here")
@@ -44,7 +125,15 @@ class Elsewhere:
 
     def __getattr__(self, name):
         found = getattr(self.held, name)
-        return there(found) if callable(found) else found
+        if callable(found):
+            return there(found)
+        return Elsewhere(found) if isinstance(found, np.ndarray) else found
+
+    def __bool__(self):  # CuPy's asks the device
+        return bool(self.held)
+
+    def __str__(self):
+        return str(self.held)
 
     def __setitem__(self, index, x):
         self.held[here(index)] = here(x)
@@ -77,38 +166,157 @@ for name in [*BOTH_SIDES, *OTHERS]:
 
 
 @functools.cache
+def nvrtc() -> Any:
+    """The compiler that CuPy uses, if it is installed; it needs no device."""
+    if importlib.util.find_spec("nvidia") is None:
+        return None
+    folders = importlib.import_module("nvidia").__path__
+    found = [lib for f in folders for lib in Path(f).glob("*/lib/libnvrtc.so.*")]
+    return ctypes.CDLL(str(found[0])) if found else None
+
+
+def nvidia_says(source: str) -> str:
+    """What NVIDIA's compiler has to say of CUDA C; nothing if it is right."""
+    library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
+    text = source.encode()
+    assert not library.nvrtcCreateProgram(ctypes.byref(program), text, b"k.cu", 0, None, None)
+    options = (ctypes.c_char_p * 2)(b"--gpu-architecture=compute_80", b"-std=c++17")
+    failed = library.nvrtcCompileProgram(program, len(options), options)
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    library.nvrtcDestroyProgram(ctypes.byref(program))
+    return log.value.decode() or ("failed" if failed else "")
+
+
+@functools.cache
 def compiled(source: str) -> Any:
-    """CUDA C as a library of this machine."""
+    """CUDA C as a library of this machine: each kernel takes its arguments as 64-bit integers."""
+    if nvrtc() is not None:
+        said = nvidia_says(source)
+        assert not said, said
     folder = Path(tempfile.mkdtemp(prefix="mamlnp-standin-"))
-    (folder / "kernels.cpp").write_text(SHIM + source)
+    calls = []
+    for name, parameters in SIGNATURE.findall(source):
+        kinds = [p.rpartition("*")[0] + "*" if "*" in p else p.split()[0]
+                 for p in parameters.split(",")]  # fmt: skip
+        given = ", ".join(f"({kind.strip()})args[{i}]" for i, kind in enumerate(kinds))
+        calls.append(f'extern "C" void {name}_packed(long long *args) {{ {name}({given}); }}\n')
+    barrier = "void __syncthreads();\n"
+    (folder / "kernels.cpp").write_text(SHIM + barrier + source + DRIVER + "".join(calls))
     library = folder / "kernels.so"
     command = [COMPILER, "-O1", "-fsanitize=undefined", "-fno-sanitize-recover", "-shared", "-fPIC"]
     subprocess.run([*command, folder / "kernels.cpp", "-o", library], check=True)
     return ctypes.CDLL(str(library))
 
 
+class Stream:
+    """CuPy's: what is launched runs at once, but while one captures."""
+
+    capturing: list[Any] | None = None
+    ptr = 0
+
+    def __init__(self, *, non_blocking):
+        assert non_blocking
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def begin_capture(self):
+        Stream.capturing = []
+
+    def end_capture(self):
+        launches, Stream.capturing = Stream.capturing, None
+
+        def launch():
+            for run in launches:
+                run()
+
+        return types.SimpleNamespace(launch=launch)
+
+
+def launched(run):
+    """Run what goes to the device, or note it down for a graph."""
+    if Stream.capturing is None:
+        run()
+    else:
+        Stream.capturing.append(run)
+
+
 class RawModule:
     """CuPy's, but that kernels run here: every thread of every block, one after the other."""
 
-    def __init__(self, code):
+    def __init__(self, code, options=()):
         self.library = compiled(code)
+        bodies = SIGNATURE.split(code)[1:]
+        self.waits = {
+            name: "__syncthreads" in rest
+            for name, rest in zip(bodies[::3], bodies[2::3], strict=True)
+        }
 
     def get_function(self, name):
-        kernel = getattr(self.library, name)
+        kernel = getattr(self.library, f"{name}_packed")
 
         def launch(grid, block, args):
-            given = [
-                ctypes.c_void_p(here(a).ctypes.data)
-                if isinstance(a, Elsewhere)
-                else ctypes.c_longlong(int(a))
-                for a in args
-            ]
-            for b in range(grid[0]):
-                for t in range(block[0]):
-                    self.library.place(*map(ctypes.c_longlong, (b, t, block[0], grid[0])))
-                    kernel(*given)
+            given = [a.data.ptr if isinstance(a, Elsewhere) else int(a) for a in args]
+            assert all(isinstance(a, Elsewhere | np.int64) for a in args)
+            assert min(*grid, *block) > 0 and block[0] <= 1024
+            words = (ctypes.c_longlong * max(1, len(given)))(*given)
+            x, y = (*grid, 1)[:2]
+            waits = self.waits[name]
+            launched(lambda: self.library.launch(kernel, words, waits, x, y, block[0]))
 
         return launch
+
+
+def strided(address, dtype, shape, strides):
+    """An array at a plain address; strides in elements."""
+    kind = np.dtype(dtype)
+    reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    memory = (ctypes.c_char * (reach * kind.itemsize)).from_address(address)
+    bytes_ = tuple(s * kind.itemsize for s in strides)
+    return np.ndarray(shape, kind, memory, 0, bytes_)
+
+
+def gemm(handle, ta, tb, m, n, k, alpha, a, a_type, lda, sa, b, b_type, ldb, sb, beta, c, c_type,
+         ldc, sc, batch, within, algorithm):  # fmt: skip
+    """cuBLAS's gemmStridedBatchedEx: matrices count columns first."""
+    assert a_type == b_type == c_type and (a_type == 0) == (within == 68)
+    dtype = [np.float32, np.float64][a_type]
+    scalars = [float(strided(int(at), dtype, (1,), (1,))[0]) for at in (alpha, beta)]
+
+    def matrices(at, rows, columns, leading, apart):
+        return strided(int(at), dtype, (batch, rows, columns), (apart, 1, leading))
+
+    def run():
+        left = matrices(a, *((k, m) if ta else (m, k)), lda, sa)
+        right = matrices(b, *((n, k) if tb else (k, n)), ldb, sb)
+        left, right = (x.swapaxes(1, 2) if t else x for x, t in ((left, ta), (right, tb)))
+        out = matrices(c, m, n, ldc, sc)
+        out[...] = scalars[0] * (left @ right) + (scalars[1] * out if scalars[1] else 0)
+
+    launched(run)
+
+
+def memset(address, value, nbytes, stream):
+    launched(lambda: ctypes.memset(int(address), value, nbytes))
+
+
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+CUBLAS = types.SimpleNamespace(
+    CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_32F_FAST_TF32=77, CUBLAS_COMPUTE_64F=70,
+    CUBLAS_GEMM_DEFAULT=-1, gemmStridedBatchedEx=gemm,
+)  # fmt: skip
+RUNTIME = types.SimpleNamespace(
+    CUDA_R_32F=0, CUDA_R_64F=1, getDeviceCount=lambda: 1, memGetInfo=lambda: (10**9, 2 * 10**9),
+    memsetAsync=memset,
+)  # fmt: skip
 
 
 class CuPy(types.ModuleType):
@@ -116,7 +324,16 @@ class CuPy(types.ModuleType):
 
     ndarray = Elsewhere
     RawModule = RawModule
-    cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=lambda: 1))
+    cuda = types.SimpleNamespace(
+        runtime=RUNTIME,
+        cublas=CUBLAS,
+        Device=lambda: types.SimpleNamespace(id=0),
+        Stream=Stream,
+        get_current_stream=lambda: types.SimpleNamespace(ptr=0),
+        alloc_pinned_memory=bytearray,
+        device=types.SimpleNamespace(get_cublas_handle=lambda: 0),
+        memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+    )
 
     @staticmethod
     def asarray(x):
@@ -131,9 +348,30 @@ class CuPy(types.ModuleType):
 
 def installed(monkeypatch):
     """Put the stand-in in CuPy's place for the rest of a test."""
-    from mamlnp import backend
-
     monkeypatch.setitem(sys.modules, "cupy", CuPy("cupy"))
-    monkeypatch.delitem(sys.modules, "mamlnp.backend.cuda", raising=False)
+    for name in ("mamlnp.backend.cuda", "mamlnp.compile.device"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(backend, "namespaces", backend.namespaces)  # restored with what is in it
     monkeypatch.setitem(backend.namespaces, Elsewhere, sys.modules["cupy"])
+
+
+@functools.cache
+def has_device():
+    """Is there a CUDA device, and a CuPy to use it with?"""
+    if importlib.util.find_spec("cupy") is None:
+        return False
+    try:
+        with backend.using_device("cuda"):
+            return True
+    except DeviceError:
+        return False
+
+
+@contextlib.contextmanager
+def device():
+    """New arrays are made on a CUDA device: a real one if there is one, else the stand-in."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not has_device():
+            installed(patch)
+        with backend.using_device("cuda"):
+            yield

@@ -1,11 +1,12 @@
-"""CUDA: the kernels' sources compiled and run without a device, the seam's errors, and on a device,
-where there is one, the kernels themselves."""
+"""CUDA: all sources compiled for a device, and run without one, the seam's errors, and on a device,
+where there is one, the kernels and plans themselves."""
 
 import importlib
 import importlib.util
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,20 @@ import standin
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import mamlnp as ml
-from mamlnp import backend
-from mamlnp.backend import reference
-from mamlnp.errors import DeviceError
+from mamlnp import backend, checks, optim, parallel, tree
+from mamlnp.backend import cuda_source, reference
+from mamlnp.errors import CaptureError, DeviceError, ShapeError
+from mamlnp.gradcheck import TOLERANCES
 
-SOURCES = sorted(Path(backend.__file__).parent.glob("*.cu"))
+META = checks._meta_gradients()
 DTYPES = [np.float32, np.float64, np.int64, np.int32, np.uint8]
-
-
-def has_device() -> bool:
-    if importlib.util.find_spec("cupy") is None:
-        return False
-    try:
-        with backend.using_device("cuda"):
-            return True
-    except DeviceError:
-        return False
 
 
 @pytest.fixture(params=["stand-in", "device"])
 def cuda(request: Any, monkeypatch: Any) -> Any:
     """The module of CUDA kernels: its sources run thread by thread, and on a device."""
     if request.param == "device":
-        if not has_device():
+        if not standin.has_device():
             pytest.skip("there is no CUDA device, or no CuPy")
     elif standin.COMPILER is None:
         pytest.skip("g++ is not installed: the CUDA sources cannot be run without a device")
@@ -46,13 +38,75 @@ def cuda(request: Any, monkeypatch: Any) -> Any:
     return importlib.import_module("mamlnp.backend.cuda")
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
-def test_sources_compile_for_a_device(source: Path, tmp_path: Path) -> None:
-    command = ["nvcc", "-ptx", "-Werror", "all-warnings", "-arch=compute_80", source]
-    done = subprocess.run([*command, "-o", tmp_path / "k.ptx"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "patches_f4" in (tmp_path / "k.ptx").read_text()
+# ---- every source compiles for a device, by NVIDIA's own compiler
+
+
+def says(text: str, folder: Path) -> str:
+    """What NVIDIA's compiler says: NVRTC if it is there, else nvcc."""
+    if standin.nvrtc() is not None:
+        return standin.nvidia_says(text)
+    if shutil.which("nvcc") is None:
+        pytest.skip("there is neither NVRTC (pip install nvidia-cuda-nvrtc-cu12) nor nvcc")
+    (folder / "k.cu").write_text(text)
+    command = ["nvcc", "-ptx", "-Werror", "all-warnings", "-arch=compute_80", "-std=c++17"]
+    command += [folder / "k.cu", "-o", folder / "k.ptx"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+class Sources:
+    """In the place of CuPy's RawModule: keeps what would be compiled."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def __call__(self, code: str, options: Any) -> Any:
+        self.texts.append(code)
+        return types.SimpleNamespace(get_function=lambda name: lambda grid, block, args: None)
+
+
+@pytest.fixture
+def sources(monkeypatch: Any) -> Any:
+    standin.installed(monkeypatch)
+    kept = Sources()
+    cupy = importlib.import_module("mamlnp.backend.cuda").cupy
+    monkeypatch.setattr(cupy, "RawModule", kept)
+    monkeypatch.setattr(cupy.cuda.cublas, "gemmStridedBatchedEx", lambda *_: None)
+    with backend.using_device("cuda"):
+        yield kept
+
+
+def test_the_kernels_compile_for_a_device(sources: Any, tmp_path: Path) -> None:
+    cuda = importlib.import_module("mamlnp.backend.cuda")
+    for dtype in DTYPES:
+        x = on(cuda, np.ones((2, 4, 4, 3), dtype))
+        p = cuda.patches(x, (2, 2), 1, ((0, 0), (0, 0)))
+        cuda.fold(p, (2, 2), 1, ((0, 0), (0, 0)), (4, 4))
+        cuda.put(x, cuda.pool_positions(x, (4, 4), 4).reshape(-1)[:1], (9,))
+    templates, kernels = cuda_source.TEMPLATES.read_text(), set()
+    for text in sources.texts:
+        assert text.startswith(templates)
+        kernels.add(text.removeprefix(templates))
+    assert len(kernels) == 3 * len(DTYPES) + 2
+    renamed = [text.replace(" k0(", f" k{i}(") for i, text in enumerate(sorted(kernels))]
+    assert not says("\n".join([templates, *renamed]), tmp_path)
+
+
+@pytest.mark.parametrize("name", META)
+def test_the_plan_of_a_meta_step_compiles_for_a_device(
+    name: str, sources: Any, tmp_path: Path
+) -> None:
+    step, args = meta_step(name, np.float32)
+    step(*tree.map(on_device, args))
+    (text,) = sources.texts
+    assert text.count("__global__") > 20
+    assert not says(text, tmp_path)
+
+
+def test_what_is_wrong_does_not_compile(tmp_path: Path) -> None:
+    assert "undefined" in says("__global__ void f(float *x) { x[0] = y; }\n", tmp_path)
+
+
+# ---- the kernels
 
 
 @st.composite
@@ -105,7 +159,7 @@ def test_put_adds_repeats_up(cuda: Any, dtype: Any, seed: int) -> None:
 
 
 def test_more_elements_than_threads(cuda: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(cuda, "THREADS", 3)
+    monkeypatch.setattr(cuda_source, "THREADS", 3)
     monkeypatch.setattr(cuda, "MOST_BLOCKS", 2)
     x = numbers(0, (2, 5, 5, 2), np.float32)
     found = cuda.patches(on(cuda, x), (3, 3), 1, ((1, 1), (1, 1)))
@@ -115,6 +169,209 @@ def test_more_elements_than_threads(cuda: Any, monkeypatch: Any) -> None:
 def test_nan_wins_a_window(cuda: Any) -> None:
     x = np.float32([[[1], [np.nan]], [[3], [np.nan]]])
     assert cuda.pool_positions(on(cuda, x), (2, 2), 2).get().tolist() == [[[1]]]
+
+
+# ---- plans
+
+
+def on_device(x: Any) -> Any:
+    return ml.array(x, device="cuda") if isinstance(x, np.ndarray) else x
+
+
+def meta_step(name: str, dtype: Any) -> tuple[Any, Any]:
+    """A step and its arguments, in NumPy's arrays."""
+    loss, params, task, inner = META[name]
+    optimizer = optim.adam(0.01)
+
+    def typed(x: Any) -> Any:
+        x = x.numpy() if isinstance(x, ml.Array) else np.asarray(x)
+        return x.astype(dtype) if x.dtype.kind == "f" else x
+
+    params, task = tree.map(typed, (params, task))
+    state = tree.map(typed, optimizer.init(tree.map(ml.array, params)))
+    return parallel.meta_step(loss, optimizer=optimizer, **inner), (params, state, task)
+
+
+def assert_agree(got: Any, expected: Any, dtype: Any = np.float64) -> None:
+    tolerance = TOLERANCES["float32" if dtype == np.float32 else "rounding"]
+    for a, b in zip(tree.leaves(got), tree.leaves(expected), strict=True):
+        assert a.device.startswith("cuda")
+        a, b = (x.numpy() if isinstance(x, ml.Array) else np.asarray(x) for x in (a, b))
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        bound = tolerance * max(1.0, np.abs(b).max(initial=0, where=np.isfinite(b)))
+        np.testing.assert_allclose(a, b, rtol=0, atol=bound)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", META)
+def test_meta_steps_are_replayed(name: str, dtype: Any) -> None:
+    """Three, each from the last: the first launches kernel by kernel, then there is a graph."""
+    step, (params, state, task) = meta_step(name, dtype)
+    here, there = (params, state), tree.map(on_device, (params, state))
+    for _ in range(3):
+        *here, _ = step(*here, task)
+        *there, _ = step(*there, tree.map(on_device, task))
+        assert_agree(there, here, dtype)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_layers_are_replayed() -> None:
+    layers = checks._layers()
+    for name in ("indexing", "cross_entropy"):  # which hold arrays of NumPy's
+        del layers[name]
+    rng = np.random.default_rng(0)
+    args = {
+        name: tree.map(lambda x: x.numpy() if isinstance(x, ml.Array) else x, given)
+        for name, (_, given) in layers.items()
+    }
+
+    def everything(args: Any, weights: Any) -> Any:
+        def weighted(name: str, given: Any) -> Any:
+            return (layers[name][0](*given) * weights[name]).sum()
+
+        return {
+            name: (
+                layers[name][0](*given),
+                ml.grad(lambda given, name=name: weighted(name, given))(given),
+            )
+            for name, given in args.items()
+        }
+
+    shapes = {name: f(*args[name]).shape for name, (f, _) in layers.items()}
+    weights = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    compiled = ml.compile(everything)
+    expected = everything(*tree.map(ml.array, (args, weights)))
+    for _ in range(2):
+        assert_agree(compiled(*tree.map(on_device, (args, weights))), expected)
+
+
+SUMS = [
+    ((3000, 2), 0), ((2, 3000), 1), ((40, 50), (0, 1)), ((7, 300, 5), 1), ((7, 5, 300), (0, 2)),
+    ((1, 1), 0), ((0, 3), 0), ((3, 0), 0), ((5, 0), 1), ((), ()), ((33, 1, 65), (0,)),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("cuda")
+def test_reductions_of_all_sides() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape) for shape, _ in SUMS]
+    numbers = [rng.integers(-9, 9, shape) for shape, _ in SUMS]
+    arrays[0][1234, 1] = np.nan
+
+    def f(arrays: Any, numbers: Any) -> Any:
+        found = []
+        for x, n, (_, axis) in zip(arrays, numbers, SUMS, strict=True):
+            found += [ml.sum(x * 2.0, axis=axis), ml.sum(n, axis=axis), ml.sum(n > 0, axis=axis)]
+            found.append(x - 1.0)
+            if x.size:
+                found += [ml.max(x, axis=axis), ml.min(n, axis=axis)]
+        return found
+
+    compiled = ml.compile(f)
+    for _ in range(2):
+        given = tree.map(on_device, (arrays, numbers))
+        assert_agree(compiled(*given), f(*tree.map(ml.array, (arrays, numbers))))
+
+
+@pytest.mark.usefixtures("cuda")
+def test_what_no_kernel_does_runs_between_two_graphs() -> None:
+    def f(x: Any, n: Any) -> Any:
+        y = ml.tanh(x) + 1.0
+        chosen = ml.take(y.astype(np.float16), n).astype(np.float64)
+        return ml.exp(chosen) * 2.0, y
+
+    x, n = np.linspace(0, 1, 12).reshape(3, 4), np.array([3, 0, 11])
+    compiled = ml.compile(f)
+    for shift in range(3):
+        expected = f(ml.array(x + shift), ml.array(n))
+        assert_agree(compiled(on_device(x + shift), on_device(n)), expected)
+    device = importlib.import_module("mamlnp.compile.device")
+    (replay,) = compiled.latest()._idle
+    kinds = [isinstance(segment, device.Segment) for segment in replay._segments]
+    assert kinds[0]
+    assert kinds[-1]
+    assert False in kinds
+
+
+@pytest.mark.usefixtures("cuda")
+def test_strided_arguments_and_constants() -> None:
+    table = on_device(np.arange(12.0).reshape(3, 4))
+
+    def f(x: Any) -> Any:
+        return x @ table.T + table[:, :3], x.T * 2.0
+
+    x = np.random.default_rng(0).standard_normal((4, 3)).T
+    expected = (x @ table.numpy().T + table.numpy()[:, :3], x.T * 2.0)
+    assert_agree(ml.compile(f)(ml.array(on_device(x.T).value.T)), expected)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_bad_labels_are_told_in_this_call_or_the_next() -> None:
+    def loss(logits: Any, labels: Any) -> Any:
+        return ml.losses.cross_entropy(logits, labels, reduction="mean")
+
+    compiled, logits = ml.compile(loss), on_device(np.zeros((2, 3)))
+    good, bad = on_device(np.array([0, 2])), on_device(np.array([0, 3]))
+    compiled(logits, good)
+    with pytest.raises(ShapeError, match="class_labels: they run from 0 to 3"):
+        compiled(logits, bad)
+    assert np.isfinite(compiled(logits, good).numpy())
+
+    def chosen(x: Any, n: Any) -> Any:
+        return ml.take(x, n) * 2.0
+
+    compiled = ml.compile(chosen)
+    with pytest.raises((CaptureError, ShapeError), match=r"out of (range|bounds)"):
+        compiled(on_device(np.ones(3)), on_device(np.array([0, 3])))
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_plan_is_for_one_device() -> None:
+    here, there = np.ones(3), on_device(np.ones(3))
+    compiled = ml.compile(lambda x, y: x * y)
+    assert compiled(here, here).device == "cpu"
+    assert compiled(there, there).device == "cuda:0"
+    with pytest.raises(DeviceError, match=r"arguments are on cpu and cuda:0\. Move them"):
+        compiled(here, there)
+    with pytest.raises(DeviceError, match=r"test_cuda.py:\d+: an array on cpu meets .*zeros_like"):
+        ml.compile(lambda x: x * np.ones(3))(there)
+
+
+def test_too_little_memory_says_how_much_and_what_lowers_it(monkeypatch: Any) -> None:
+    standin.installed(monkeypatch)
+    cupy: Any = sys.modules["cupy"]
+
+    def empty(*_: Any) -> None:
+        raise standin.OutOfMemoryError
+
+    x = on_device(np.ones(3))
+    monkeypatch.setattr(cupy, "empty", empty, raising=False)
+    with pytest.raises(
+        DeviceError, match=r"needs .* GB .* of which 1 of 2 GB are free\. Lower meta"
+    ):
+        ml.compile(lambda x: ml.tanh(x) @ x)(x)
+
+
+def test_products_are_in_tf32_where_asked_for(monkeypatch: Any) -> None:
+    standin.installed(monkeypatch)
+    cuda, kinds = importlib.import_module("mamlnp.backend.cuda"), []
+
+    def product(*args: Any) -> None:
+        kinds.append(args[-2])
+
+    cublas = cuda.cupy.cuda.cublas
+    monkeypatch.setattr(cublas, "gemmStridedBatchedEx", product)
+    monkeypatch.delenv("CUPY_TF32", raising=False)
+    for dtype, setting in ((np.float32, "0"), (np.float32, "1"), (np.float64, "1")):
+        monkeypatch.setenv("CUPY_TF32", setting)
+        x = on_device(np.ones((3, 3), dtype))
+        ml.compile(lambda x: x @ x)(x)
+    assert cuda.products_type() == "TF32"
+    first, second, third = kinds[0], kinds[2], kinds[4]
+    assert first == cublas.CUBLAS_COMPUTE_32F
+    assert second == cublas.CUBLAS_COMPUTE_32F_FAST_TF32
+    assert third == cublas.CUBLAS_COMPUTE_64F
 
 
 # ---- the seam
@@ -132,6 +389,19 @@ def test_arrays_decide_where_they_are_computed_with() -> None:
     with ml.using_device("cuda"):
         assert ml.array([1.0]).device == "cuda:0"
     assert ml.array([1.0]).device == "cpu"
+
+
+@pytest.mark.usefixtures("cuda")
+def test_an_array_made_of_one_on_a_device_stays_there() -> None:
+    x = ml.array([1.0, 2.0], device="cuda")
+    for made in (ml.array(x), ml.array(x.value), ml.array(x, np.float32)):
+        assert made.device == "cuda:0"
+        assert made.value is not x.value
+        np.testing.assert_array_equal(made.numpy(), [1, 2])
+    assert ml.array(x, np.float32).dtype == np.float32
+    assert ml.array(x, device="cpu").device == "cpu"
+    with pytest.raises(TypeError, match="is being differentiated"):
+        ml.grad(lambda x: ml.array(x).sum())(x)
 
 
 @pytest.mark.usefixtures("cuda")

@@ -1,10 +1,12 @@
 """The laws: what holds for every op there is, at inputs that the op itself says how to draw."""
 
+import contextlib
 import itertools
 import math
 
 import numpy as np
 import pytest
+import standin
 from hypothesis import given, settings, strategies as st
 from strategies import HypothesisDraw
 
@@ -31,11 +33,14 @@ class Case:
         self.op = op
         self.args = [a.numpy().copy() if isinstance(a, Array) else a for a in args]
         self.places = [i for i, a in enumerate(self.args) if is_float(a)]
-        self.floats = [self.args[i] for i in self.places]
         self.draw = draw
 
+    @property
+    def floats(self):
+        return [placed(self.args[i]) for i in self.places]
+
     def __call__(self, *floats):
-        full = list(self.args)
+        full = list(map(placed, self.args))
         for i, x in zip(self.places, floats, strict=True):
             full[i] = x
         return self.op.apply(tuple(full), self.params)
@@ -45,15 +50,31 @@ class Case:
         other = Case.__new__(Case)
         other.__dict__.update(self.__dict__)
         other.args = [change(a) if isinstance(a, np.ndarray) else a for a in self.args]
-        other.floats = [other.args[i] for i in self.places]
         return other
 
     def random_like(self, x):
-        return self.draw.rng.standard_normal(x.shape).astype(x.dtype)
+        return placed(self.draw.rng.standard_normal(x.shape).astype(x.dtype))
+
+
+def placed(x):
+    """An array where the law is tried: NumPy's stay what they are."""
+    elsewhere = isinstance(x, np.ndarray) and backend.default_device() != "cpu"
+    return Array(in_the_same_order(x)) if elsewhere else x
+
+
+def in_the_same_order(x):
+    """On the device, its elements in memory as they were."""
+    axes = sorted(range(x.ndim), key=lambda i: -abs(x.strides[i]))
+    return backend.to_device(x.transpose(axes).copy()).transpose(np.argsort(axes).tolist())
+
+
+def held(x):
+    """As an array of NumPy's."""
+    return x.numpy() if isinstance(x, Array) else np.asarray(x)
 
 
 def is_float(x):
-    return isinstance(x, np.ndarray) and x.dtype.kind == "f"
+    return isinstance(x, np.ndarray | Array) and x.dtype.kind == "f"
 
 
 def is_differentiable(case):
@@ -62,11 +83,12 @@ def is_differentiable(case):
 
 def size(*arrays):
     """The largest magnitude there is: rounding is relative to what goes in as to what comes out."""
-    return max((float(np.abs(a).max()) for a in arrays if is_float(a) and a.size), default=0.0)
+    floats = (held(a) for a in arrays if is_float(a) and a.size)
+    return max((float(np.abs(a).max()) for a in floats), default=0.0)
 
 
 def assert_close(a, b, tolerance, scale=0.0):
-    a, b = np.asarray(a), np.asarray(b)
+    a, b = held(a), held(b)
     assert a.shape == b.shape
     if a.dtype.kind != "f":
         np.testing.assert_array_equal(a, b)
@@ -76,7 +98,7 @@ def assert_close(a, b, tolerance, scale=0.0):
 
 
 def inner(a, b):
-    return sum(float(np.vdot(np.asarray(x), np.asarray(y))) for x, y in zip(a, b, strict=True))
+    return sum(float(np.vdot(held(x), held(y))) for x, y in zip(a, b, strict=True))
 
 
 def length(a):
@@ -89,7 +111,7 @@ def length(a):
 def forward_equals_reference(op, draw):
     case = Case(op, draw)
     out = case(*case.floats)
-    with backend.using_kernels("reference"):
+    with backend.using_device("cpu"), backend.using_kernels("reference"):
         assert_close(out, case(*case.floats), "rounding", size(*case.floats))
     assert_close(out, case(*map(ml.array, case.floats)), "rounding")
 
@@ -115,13 +137,13 @@ def transpose_is_the_transpose(op, draw):
     for places in together:
 
         def a(*xs, places=places):
-            full = list(case.args)
+            full = list(map(placed, case.args))
             for i, x in zip(places, xs, strict=True):
                 full[i] = x
             return op.apply(tuple(full), case.params)
 
-        xs = [case.args[i] for i in places]
-        moved = a(*xs).numpy() - a(*map(np.zeros_like, xs)).numpy()
+        xs = [placed(case.args[i]) for i in places]
+        moved = a(*xs).numpy() - a(*map(ml.zeros_like, xs)).numpy()
         y = case.random_like(moved)
         back = [x.numpy() for x in ml.vjp(a, *xs)[1](y)]
         scale = length([moved]) * length([y]) + length(xs) * length(back)
@@ -158,7 +180,7 @@ def cotangent_is_like_its_argument(op, draw):
     for draw.dtype in (np.float32, np.float64):
         case = Case(op, draw)
         out = case(*case.floats)
-        assert type(out.value) is np.ndarray
+        assert out.device == backend.default_device()
         assert not case.floats or out.dtype.kind != "f" or out.dtype == draw.dtype
         if is_differentiable(case):
             assert_cotangents_fit(case, *case.floats)
@@ -179,12 +201,12 @@ def other_operands_may_be_integers(op, draw):
         for kind in (whole, *numbers):
 
             def f(x, i=i, kind=kind):
-                args = [kind(a) if is_float(a) else a for a in case.args]
+                args = [placed(kind(a) if is_float(a) else a) for a in case.args]
                 args[i] = x
                 return op.apply(tuple(args), case.params)
 
-            assert f(case.args[i]).dtype == np.float32
-            assert_cotangents_fit(f, case.args[i])
+            assert f(placed(case.args[i])).dtype == np.float32
+            assert_cotangents_fit(f, placed(case.args[i]))
 
 
 def whole(x):
@@ -207,13 +229,21 @@ def nothing_is_mutated(op, draw):
     value = out.numpy().copy()
     if is_differentiable(case):
         ct = case.random_like(out)
-        kept = ct.copy()
+        kept = held(ct).copy()
         first = [x.numpy().copy() for x in pullback(ct)]
         for again, x in zip(pullback(ct), first, strict=True):
-            np.testing.assert_array_equal(again, x)
-        np.testing.assert_array_equal(ct, kept)
-    np.testing.assert_array_equal(out, value)
+            assert_the_same(again, x)
+        assert_the_same(ct, kept)
+    assert_the_same(out, value)
     assert before == [a.tobytes() for a in case.args if isinstance(a, np.ndarray)]
+
+
+def assert_the_same(a, b):
+    """Bit for bit; where threads add repeats up in any order, to rounding."""
+    if backend.default_device() == "cpu":
+        np.testing.assert_array_equal(held(a), b)
+    else:
+        assert_close(a, b, "rounding")
 
 
 def no_memory_is_shared_with_the_user(op, draw):
@@ -222,11 +252,11 @@ def no_memory_is_shared_with_the_user(op, draw):
     out, pullback = ml.vjp(case, *arrays)
     ct = ml.ones_like(out)
     value, before = out.numpy().copy(), [x.numpy().copy() for x in pullback(ct)]
-    for a in case.floats:
-        a.fill(np.nan)
-    np.testing.assert_array_equal(out, value)
+    for i in case.places:
+        case.args[i].fill(np.nan)
+    assert_the_same(out, value)
     for x, kept in zip(pullback(ct), before, strict=True):
-        np.testing.assert_array_equal(x, kept)
+        assert_the_same(x, kept)
     with pytest.raises(ValueError, match="read-only"):
         out.numpy()[...] = 0
 
@@ -263,45 +293,53 @@ def read_only(x):
     return x
 
 
-def compiled_replay_equals_eager(op, draw):
-    """Value, gradient and second derivative, replayed on other data than they were traced with."""
-    for draw.dtype in (np.float32, np.float64):
-        case = Case(op, draw)
-        places = [i for i, a in enumerate(case.args) if isinstance(a, np.ndarray)]
+class Derivatives:
+    """An op's value, gradient and second derivative, as a function of all its arrays."""
 
-        def f(arrays, weights, case=case, places=places):
-            args = list(case.args)
-            for i, x in zip(places, arrays, strict=True):
-                args[i] = x
-            floats = [args[i] for i in case.places]
-
-            def of_floats(floats):
-                full = list(args)
-                for i, x in zip(case.places, floats, strict=True):
-                    full[i] = x
-                return op.apply(tuple(full), case.params)
-
-            if not is_differentiable(case):
-                return of_floats(floats)
-            first = ml.grad(lambda xs: (of_floats(xs) * weights[0]).sum())
-            second = ml.grad(lambda xs: ml.dot(first(xs), weights[1]))
-            return of_floats(floats), first(floats), second(floats)
-
-        arrays = [case.args[i] for i in places]
+    def __init__(self, op, draw):
+        self.case = case = Case(op, draw)
+        self.places = [i for i, a in enumerate(case.args) if isinstance(a, np.ndarray)]
+        self.arrays = [case.args[i] for i in self.places]
         out = case(*case.floats)
-        weights = [case.random_like(out), [case.random_like(x) for x in case.floats]]
+        self.weights = [case.random_like(out), [case.random_like(x) for x in case.floats]]
+
+    def __call__(self, arrays, weights):
+        case = self.case
+        args = list(case.args)
+        for i, x in zip(self.places, arrays, strict=True):
+            args[i] = x
+        floats = [args[i] for i in case.places]
+
+        def of_floats(floats):
+            full = list(args)
+            for i, x in zip(case.places, floats, strict=True):
+                full[i] = x
+            return case.op.apply(tuple(full), case.params)
+
+        if not is_differentiable(case):
+            return of_floats(floats)
+        first = ml.grad(lambda xs: (of_floats(xs) * weights[0]).sum())
+        second = ml.grad(lambda xs: ml.dot(first(xs), weights[1]))
+        return of_floats(floats), first(floats), second(floats)
+
+    def shuffled(self):
+        return [shuffle(self.case.draw, x) for x in self.arrays]
+
+    def agree(self, got, expected):
+        for a, b in zip(ml.tree.leaves(got), ml.tree.leaves(expected), strict=True):
+            assert a.dtype == b.dtype
+            tolerance = "float32" if a.dtype == np.float32 else "rounding"
+            assert_close(a, b, tolerance, size(*self.case.floats, b.numpy()))
+
+
+def compiled_replay_equals_eager(op, draw):
+    """On other data than it was traced with, too."""
+    for draw.dtype in (np.float32, np.float64):
+        f = Derivatives(op, draw)
         compiled = ml.compile(f)
-        for shuffled in (arrays, [shuffle(draw, x) for x in arrays]):
-            for got, eager in zip(
-                ml.tree.leaves(compiled(shuffled, weights)),
-                ml.tree.leaves(f(shuffled, weights)),
-                strict=True,
-            ):
-                assert got.dtype == eager.dtype
-                scale = size(*case.floats, eager.numpy())
-                assert_close(
-                    got, eager, "float32" if got.dtype == np.float32 else "rounding", scale
-                )
+        for arrays in (f.arrays, f.shuffled()):
+            arrays = list(map(placed, arrays))
+            f.agree(compiled(arrays, f.weights), f(arrays, f.weights))
 
 
 def shuffle(draw, x):
@@ -322,6 +360,7 @@ def misfits_are_explained(op, draw):
         return np.ones(shape, draw.choice([np.float64, np.float32, np.int64, np.uint8, bool]))
 
     args = [odd(a) for a in args]
+    args = ml.tree.map(placed, args)
     public = getattr(ml, op.name, op)
 
     def f(*floats):
@@ -346,6 +385,7 @@ def float_types_do_not_mix(op, draw):
     case = Case(op, draw)
     for i in case.places if len(case.places) > 1 else ():
         args = [*case.args[:i], case.args[i].astype(np.float32), *case.args[i + 1 :]]
+        args = list(map(placed, args))
         with pytest.raises(DtypeError, match="mix float types") as caught:
             op.apply(tuple(args), case.params)
         assert str(caught.value).startswith(f"{op.name}: ")
@@ -369,15 +409,29 @@ def only_real_numbers_are_taken(op, draw):
 EXAMPLES = settings.default.max_examples // 3  # of each of the many laws
 
 
+WHERE = [*backend.KERNELS, *(["cuda"] if standin.COMPILER or standin.has_device() else [])]
+
+
+@contextlib.contextmanager
+def computing(where):
+    """With the kernels of a name, or on a device: a real one if there is one."""
+    if where in backend.KERNELS:
+        with backend.using_kernels(where):
+            yield
+    else:
+        with standin.device():
+            yield
+
+
 def law(names):
-    """A test of every one of the ops, given a Draw, on kernels that Hypothesis chooses."""
+    """A test of every one of the ops, given a Draw, where Hypothesis chooses."""
 
     def decorate(test):
         @pytest.mark.parametrize("name", names)
         @settings(max_examples=EXAMPLES)
         @given(data=st.data())
         def drawn(name, data):
-            with backend.using_kernels(data.draw(st.sampled_from(sorted(backend.KERNELS)))):
+            with computing(data.draw(st.sampled_from(WHERE))):
                 test(registry[name], HypothesisDraw(data))
 
         return drawn
@@ -402,6 +456,28 @@ test_8_layout = law(EVERY_OP)(layout_does_not_matter)
 @pytest.mark.parametrize("name", EVERY_OP)
 def test_9_compiled(name, seed):
     compiled_replay_equals_eager(registry[name], Draw(np.random.default_rng(seed)))
+
+
+@pytest.mark.skipif("cuda" not in WHERE, reason="there is no CUDA device, and no g++ to do as one")
+def test_9_compiled_for_a_device():
+    """All ops in one plan, whose kernels take long to compile one by one."""
+    every = [
+        Derivatives(registry[name], Draw(np.random.default_rng(seed), dtype))
+        for name in EVERY_OP
+        for seed in range(2)
+        for dtype in (np.float32, np.float64)
+    ]
+    inputs = [
+        [[f.arrays, f.weights] for f in every],
+        [[f.shuffled(), f.weights] for f in every],
+    ]
+    expected = [[f(*x) for f, x in zip(every, given, strict=True)] for given in inputs]
+    with computing("cuda"):
+        compiled = ml.compile(lambda given: [f(*x) for f, x in zip(every, given, strict=True)])
+        for given, results in zip(inputs, expected, strict=True):
+            got = compiled(ml.tree.map(placed, given))
+            for f, a, b in zip(every, got, results, strict=True):
+                f.agree(ml.tree.map(lambda x: ml.array(x.numpy(), device="cpu"), a), b)
 
 
 test_10_misfits = law(EVERY_OP)(misfits_are_explained)

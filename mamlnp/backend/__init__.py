@@ -54,6 +54,11 @@ def default_namespace() -> Any:
     return np if _device == "cpu" else _cuda().cupy
 
 
+def default_device() -> str:
+    """Where new arrays are made when no input decides it: "cpu", or "cuda:0"."""
+    return "cpu" if _device == "cpu" else f"cuda:{_cuda().cupy.cuda.Device().id}"
+
+
 def device_of(x: Any) -> str:
     """Where the native array ``x`` is: "cpu", or "cuda:0".
 

@@ -1,4 +1,5 @@
-"""The kernels of :mod:`.reference` on CUDA: the same names and signatures, for CuPy's arrays.
+"""CUDA through CuPy: the kernels of :mod:`.reference` with the same names and signatures, and what
+a compiled plan is run with (see compile/device.py).
 
 Imported only when a CUDA device is asked for.
 """
@@ -7,11 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-from pathlib import Path
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..errors import DeviceError
+from .cuda_source import Kernel, element, program
 from .reference import Padding, Size, check_windows, window_counts
 
 try:
@@ -19,24 +23,24 @@ try:
 except ImportError:  # the seam says so, where a device is asked for
     cupy = None
 
-SOURCE = Path(__file__).with_name("kernels.cu")
 CODES = {np.dtype(name): code for name, code in (
     ("float32", "f4"), ("float64", "f8"), ("int64", "i8"), ("int32", "i4"), ("uint8", "u1"),
 )}  # fmt: skip
-THREADS, MOST_BLOCKS = 256, 65_535
+MOST_BLOCKS = 65_535
+TF32 = "CUPY_TF32"  # CuPy's own setting: products of float32 on tensor cores, in TensorFloat-32
 
 
-@functools.cache
-def _module() -> Any:
-    return cupy.RawModule(code=SOURCE.read_text(encoding="utf-8"))
+# ---- kernels
 
 
 def _launch(name: str, dtype: Any, count: int, *args: Any) -> None:
     """One thread for each of ``count`` elements, on the current stream."""
-    kernel = _module().get_function(f"{name}_{CODES[np.dtype(dtype)]}")
-    blocks = min(MOST_BLOCKS, -(-count // THREADS))
-    if count:
-        kernel((blocks,), (THREADS,), tuple(np.int64(a) if isinstance(a, int) else a for a in args))
+    if not count:
+        return
+    words = [np.int64(a) if isinstance(a, int) else a for a in args]
+    code = CODES[np.dtype(dtype)]
+    kernel = element(name, code, words, np.int64(count), most_blocks=MOST_BLOCKS)
+    functions([kernel])[0](kernel.grid, (kernel.threads,), kernel.args)
 
 
 def _images(x: Any) -> Any:
@@ -82,8 +86,115 @@ def put(values: Any, positions: Any, shape: tuple[int, ...]) -> Any:
     the device)."""
     if values.dtype.kind != "f":  # exact up to 2^53, and there is no need for more
         return put(values.astype(np.float64), positions, shape).astype(values.dtype)
-    out = cupy.zeros(shape, values.dtype)
+    out, flag = cupy.zeros(shape, values.dtype), cupy.zeros(1, np.int64)
     flat = cupy.ascontiguousarray(values).reshape(-1)
     places = cupy.ascontiguousarray(positions).reshape(-1).astype(np.int64, copy=False)
-    _launch("put", values.dtype, flat.size, flat, places, out, flat.size, out.size)
+    _launch("put", values.dtype, flat.size, flat, places, out, flat.size, out.size, flag)
     return out
+
+
+# ---- what a plan is run with
+
+
+@functools.cache
+def _module(text: str) -> Any:
+    return cupy.RawModule(code=text, options=("-std=c++17",))
+
+
+def functions(kernels: Sequence[Kernel]) -> list[Callable[..., None]]:
+    """The compiled functions (grid, block, args) of kernels, in one module."""
+    text, names = program(kernels)
+    module = _module(text)
+    found = {text: module.get_function(name) for text, name in names.items()}
+    return [found[kernel.text] for kernel in kernels]
+
+
+def products_type() -> str:
+    """What products of float32 are taken in: "float32", or "TF32" where CUPY_TF32=1 asks for it."""
+    return "TF32" if os.environ.get(TF32, "0") not in ("", "0") else "float32"
+
+
+def product(code: str, words: Sequence[Any]) -> Callable[[], None]:
+    """A batch of matrix products, c = a b + beta c, either factor transposed or not.
+
+    Args:
+        code: "f4" or "f8".
+        words: batch, whether a is transposed, whether b is, the sides n, m, k, then the address,
+            the leading side and the stride from one matrix to the next of a, b and c, then beta.
+
+    Returns:
+        What launches it on the current stream.
+    """
+    cublas, runtime = cupy.cuda.cublas, cupy.cuda.runtime
+    batch, ta, tb, n, m, k, a, lda, sa, b, ldb, sb, c, ldc, sc, beta = words
+    number = np.float32 if code == "f4" else np.float64
+    scalars = np.array([1, beta], number)  # read when the product is launched, or captured
+    one, add = scalars.ctypes.data, scalars.ctypes.data + scalars.itemsize
+    if code == "f8":
+        kind, within = runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F
+    elif products_type() == "TF32":
+        kind, within = runtime.CUDA_R_32F, cublas.CUBLAS_COMPUTE_32F_FAST_TF32
+    else:
+        kind, within = runtime.CUDA_R_32F, cublas.CUBLAS_COMPUTE_32F
+
+    def launch(_keep: Any = scalars) -> None:
+        # cuBLAS counts columns first: it is asked for c' = b' a'.
+        cublas.gemmStridedBatchedEx(
+            cupy.cuda.device.get_cublas_handle(), tb, ta, m, n, k, one, b, kind, ldb, sb,
+            a, kind, lda, sa, add, c, kind, ldc, sc, batch, within, cublas.CUBLAS_GEMM_DEFAULT,
+        )  # fmt: skip
+
+    return launch
+
+
+def zeros_at(address: int, nbytes: int) -> Callable[[], None]:
+    """What fills memory with zeros, on the current stream."""
+
+    def launch() -> None:
+        stream = cupy.cuda.get_current_stream().ptr
+        cupy.cuda.runtime.memsetAsync(address, 0, nbytes, stream)
+
+    return launch
+
+
+def memory(nbytes: int, purpose: str) -> Any:
+    """So much of the current device's memory, from CuPy's pool.
+
+    Raises:
+        DeviceError: there is not so much.
+    """
+    try:
+        return cupy.empty(nbytes, np.uint8)
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        free, total = cupy.cuda.runtime.memGetInfo()
+        raise DeviceError(
+            f"{purpose}: needs {nbytes / 1e9:.3g} GB of the device's memory, of which "
+            f"{free / 1e9:.3g} of {total / 1e9:.3g} GB are free. Lower meta_batch_size or "
+            "num_queries, or split the meta-batch by chunks."
+        ) from error
+
+
+def view(block: Any, offset: int, shape: Any, dtype: Any, strides: Any = None) -> Any:
+    """An array in the memory of another, ``offset`` bytes on."""
+    return cupy.ndarray(shape, dtype, memptr=block.data + offset, strides=strides)
+
+
+def flag() -> np.ndarray:
+    """One integer of the host's memory that kernels can write to as well, 0."""
+    pinned = cupy.cuda.alloc_pinned_memory(8)
+    found = np.frombuffer(pinned, np.int64, 1)
+    found[0] = 0
+    return found
+
+
+def captured(run: Callable[[], None]) -> Callable[[], None]:
+    """What run() launches, as one CUDA graph; calling it launches that on the current stream."""
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        try:
+            run()
+        finally:
+            graph = stream.end_capture()
+    launch: Callable[[], None] = graph.launch
+    return launch

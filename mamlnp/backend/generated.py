@@ -128,14 +128,13 @@ import numpy as np
 from numba import cfunc, int64, njit, void
 from mamlnp.backend.memory import *  # noqa: F403
 f4, f8, i8, b1, u1 = np.float32, np.float64, np.int64, np.bool_, np.uint8
-f4_ZERO, f8_ZERO, i8_ZERO, f4_ONE, f8_ONE, i8_ONE = f4(0), f8(0), i8(0), f4(1), f8(1), i8(1)
 '''
 DECORATOR = '\n\n@cfunc(void(int64), cache=True, error_model="numpy"{fastmath})\n'
 FIXED = """from mamlnp.backend.replay import gemm_{gemm} as gemm
 load, store, number, zero, width = load_{code}, store_{code}, {code}, {code}(0), {width}
 """
 IDENTITIES = {"sum": "0", "max": "-np.inf", "min": "np.inf"}
-LEAST = {"max": "-9223372036854775808", "min": "9223372036854775807"}
+LEAST = {"max": "-9223372036854775807 - 1", "min": "9223372036854775807"}
 COMBINE = {
     "sum": "{a} + {v}",
     "max": "{v} if {v} > {a} or {v} != {v} else {a}",
@@ -166,14 +165,14 @@ def source(nest: LoopNest) -> str:
             get(f"y{i}_size")
             lines += [
                 f"    for i in range(y{i}_size):",
-                f"        store_{result.operand.code}(y{i}_at, i, {i + 1}, {_identity(result)})",
+                f"        store_{result.operand.code}(y{i}_at, i, {i + 1}, {identity(result)})",
             ]
     inner = nest.depth - 1
     for d in range(nest.depth):
         pad = "    " * (d + 1)
         if d == inner:
             lines += [
-                f"{pad}a{i} = {_identity(r)}"
+                f"{pad}a{i} = {identity(r)}"
                 for i, r in enumerate(nest.results)
                 if r.reduction and r.operand.inner == 0
             ]
@@ -197,7 +196,8 @@ def source(nest: LoopNest) -> str:
     return header + "def kernel(row):\n" + "\n".join(lines) + "\n"
 
 
-def _identity(result: Result) -> str:
+def identity(result: Result) -> str:
+    """What a reduction begins with."""
     code, kind = result.operand.code, result.reduction
     if code == "i8" and kind in LEAST:
         return f"i8({LEAST[kind]})"
@@ -211,12 +211,15 @@ def _index(name: str, operand: Operand, inner: int) -> str:
     return " + ".join(parts) or "0"
 
 
-def _body(nest: LoopNest, inner: int) -> list[str]:
-    pad = "    " * (nest.depth + 1)
-    lines, codes = [], {f"c{i}": code for i, code in enumerate(nest.numbers)}
-    for i, x in enumerate(nest.reads):
-        lines.append(f"{pad}x{i} = load_{x.code}(x{i}_at, {_index(f'x{i}', x, inner)}, 0)")
-        codes[f"x{i}"] = x.code
+Expression = tuple[str, str, str]  # a name, a type, and how it is computed
+
+
+def expressions(nest: LoopNest) -> tuple[list[Expression], list[Expression]]:
+    """What is computed at a point of the space, of the operands x0, ... and the numbers c0, ...:
+    all values v0, ..., and what goes into the results y0, ..."""
+    codes = {f"c{i}": code for i, code in enumerate(nest.numbers)}
+    codes |= {f"x{i}": x.code for i, x in enumerate(nest.reads)}
+    values: list[Expression] = []
     for i, value in enumerate(nest.values):
         args = []
         for j, (kind, number) in enumerate(value.args):
@@ -225,21 +228,34 @@ def _body(nest: LoopNest, inner: int) -> list[str]:
             args.append(name if codes.get(name) == within else _cast(within, name))
         template = POWERS.get(value.exponent or 0.0, EXPRESSIONS[value.op])
         text = template.format(*args)
-        text = text.replace("ZERO", f"{value.within}_ZERO").replace("ONE", f"{value.within}_ONE")
-        lines.append(f"{pad}v{i} = {_cast(value.code, text)}")
+        text = text.replace("ZERO", f"{value.within}(0)").replace("ONE", f"{value.within}(1)")
+        values.append((f"v{i}", value.code, _cast(value.code, text)))
         codes[f"v{i}"] = value.code
+    results: list[Expression] = []
     for i, r in enumerate(nest.results):
         name, code = "".join(map(str, r.value)), r.operand.code
-        name = name if codes.get(name) == code else _cast(code, name)
-        at = _index(f"y{i}", r.operand, inner)
+        results.append((f"y{i}", code, name if codes.get(name) == code else _cast(code, name)))
+    return values, results
+
+
+def _body(nest: LoopNest, inner: int) -> list[str]:
+    pad = "    " * (nest.depth + 1)
+    lines = [
+        f"{pad}x{i} = load_{x.code}(x{i}_at, {_index(f'x{i}', x, inner)}, 0)"
+        for i, x in enumerate(nest.reads)
+    ]
+    values, results = expressions(nest)
+    lines += [f"{pad}{name} = {text}" for name, _, text in values]
+    for i, (r, (name, code, text)) in enumerate(zip(nest.results, results, strict=True)):
+        at = _index(name, r.operand, inner)
         if r.reduction and r.operand.inner == 0:
-            joined = COMBINE[r.reduction].format(a=f"a{i}", v=name)
+            joined = COMBINE[r.reduction].format(a=f"a{i}", v=text)
             lines.append(f"{pad}a{i} = {code}({joined})")
             continue
         if r.reduction:
-            lines.append(f"{pad}b{i} = load_{code}(y{i}_at, {at}, {i + 1})")
-            name = f"{code}({COMBINE[r.reduction].format(a=f'b{i}', v=name)})"
-        lines.append(f"{pad}store_{code}(y{i}_at, {at}, {i + 1}, {name})")
+            lines.append(f"{pad}b{i} = load_{code}({name}_at, {at}, {i + 1})")
+            text = f"{code}({COMBINE[r.reduction].format(a=f'b{i}', v=text)})"
+        lines.append(f"{pad}store_{code}({name}_at, {at}, {i + 1}, {text})")
     return lines
 
 

@@ -2,28 +2,28 @@
 
 In reading order: ``trace`` (f runs once on Nodes, which makes a graph), ``passes`` (equal graphs
 that compute less), ``fuse`` (which operations share a loop, what is kept in memory), ``plan`` (the
-kernels and the memory of a replay). Nothing outside knows of this folder but who calls it.
+kernels and the memory of a replay), ``host`` and ``device`` (a replay on each of them). Nothing
+outside knows of this folder but who calls it.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any
 
-import numpy as np
-
-from .. import tree
+from .. import backend, tree
 from ..array import Array
-from ..backend.machine import advise
-from ..errors import CaptureError
+from ..backend.machine import advise, blas
+from ..errors import CaptureError, DeviceError
 from ..op import as_array
-from . import passes
+from . import host, passes
 from .fuse import settle, steps
-from .plan import BadDataError, Plan, Replay, has_products
+from .plan import BadDataError, Plan
 from .trace import Graph, Node, check_repeats, trace
 
 Tree = Any
@@ -42,9 +42,13 @@ class Traced:
         plan: what is run.
     """
 
-    def __init__(self, f: Callable[..., Any], args: Tree, without: Collection[str]) -> None:
-        graph, self.out, made = trace(f, args)
-        check_repeats(graph, self.out, *trace(f, args)[:2])
+    def __init__(
+        self, f: Callable[..., Any], args: Tree, without: Collection[str], device: str
+    ) -> None:
+        graph, self.out, made = trace(f, args, device)
+        check_repeats(graph, self.out, *trace(f, args, device)[:2])
+        on_host = device == "cpu"
+        libraries = not on_host or bool(blas().functions)  # whose products can be called
         self.counts = {"traced": made}
 
         def after(name: str, graph: Graph) -> Graph:
@@ -62,19 +66,22 @@ class Traced:
         if "common subexpressions" not in without:
             graph = after("common subexpressions", passes.share(graph))
         if "products" not in without:
-            graph = after("products", passes.products(graph, rule, windows=has_products()))
+            windows = on_host and libraries
+            graph = after("products", passes.products(graph, rule, windows=windows))
         self.graph = settle(graph)
-        todo = steps(self.graph, fused="fusion" not in without)
+        todo = steps(self.graph, fused="fusion" not in without, alike=not on_host)
         self.counts["fusion"] = len(todo)
-        self.plan = Plan(self.graph, todo, reuse="memory" not in without)
-        self._idle: list[Replay] = []
+        self.plan = Plan(self.graph, todo, products=libraries, reuse="memory" not in without)
+        where = host if on_host else importlib.import_module(f"{__name__}.device")
+        self._replay: Callable[[Plan], Any] = where.Replay
+        self._idle: list[Any] = []
 
-    def __call__(self, values: list[np.ndarray]) -> Any:
+    def __call__(self, values: list[Any]) -> Any:
         """The results for these inputs; raises BadDataError."""
         try:
             replay = self._idle.pop()
         except IndexError:
-            replay = Replay(self.plan)
+            replay = self._replay(self.plan)
         try:
             results = replay(values)
         finally:
@@ -103,14 +110,18 @@ class Compiled:
             value = x.value
             if x.serial or value.__class__ is Node:  # something differentiates, or traces
                 return self._f(*args)
-            values.append(value if value.flags.c_contiguous else np.ascontiguousarray(value))
-        traced = self._traced(args, kinds)
+            in_order = value.flags.c_contiguous
+            values.append(
+                value if in_order else backend.namespace_of(value).ascontiguousarray(value)
+            )
+        traced = self._traced(args, leaves, kinds)
         try:
             return traced(values)
         except BadDataError as error:
             self._f(*_lifted(args))  # which says what is wrong with the data
             raise CaptureError(
-                f"{self._name()}: bad data met the compiled function only."
+                f"{self._name()}: an index or a label was out of range; on a device it may have "
+                "been in a call before this one. Run without compile to find it."
             ) from error
 
     def explain(self, *args: Any) -> None:
@@ -120,9 +131,10 @@ class Compiled:
             CaptureError: there is none yet.
         """
         if args:
+            leaves: list[Array] = []
             kinds: list[Any] = []
-            _flatten(args, [], kinds)
-            traced = self._traced(args, kinds)
+            _flatten(args, leaves, kinds)
+            traced = self._traced(args, leaves, kinds)
         else:
             traced = self.latest()
         print(self._name(), traced.plan.described(traced.counts), sep=": ")
@@ -142,8 +154,15 @@ class Compiled:
     def _name(self) -> str:
         return f"compile({getattr(self._f, '__name__', repr(self._f))})"
 
-    def _traced(self, args: Tree, kinds: list[Any]) -> Traced:
-        key = tuple(kinds)
+    def _traced(self, args: Tree, leaves: list[Array], kinds: list[Any]) -> Traced:
+        natives = {x.value.__class__ for x in leaves}
+        if len(natives) > 1:
+            where = sorted({x.device for x in leaves})
+            raise DeviceError(
+                f"{self._name()}: its arguments are on {' and '.join(where)}. Move them to one "
+                "device with to_device."
+            )
+        key = (*natives, *kinds)
         try:
             found = self._known.get(key)
         except TypeError as error:
@@ -154,7 +173,8 @@ class Compiled:
         if found is None:
             with self._lock:
                 if key not in self._known:
-                    self._known[key] = Traced(self._f, _lifted(args), self._without)
+                    device = leaves[0].device if leaves else backend.default_device()
+                    self._known[key] = Traced(self._f, _lifted(args), self._without, device)
                     self._count()
                 found = self._known[key]
         return found
@@ -172,7 +192,12 @@ class Compiled:
 
 
 def _lifted(args: Tree) -> Tree:
-    return tree.map(lambda x: as_array(x) if isinstance(x, np.ndarray) else x, args)
+    return tree.map(lambda x: as_array(x) if _is_raw(x) else x, args)
+
+
+def _is_raw(x: Any) -> bool:
+    """Is it an array of NumPy's or CuPy's?"""
+    return backend.is_native(x) and not backend.is_scalar(x)
 
 
 def _flatten(x: Tree, leaves: list[Array], kinds: list[Any]) -> None:
@@ -190,7 +215,7 @@ def _flatten(x: Tree, leaves: list[Array], kinds: list[Any]) -> None:
         kinds.append((kind, len(x)))
         for child in x:
             _flatten(child, leaves, kinds)
-    elif isinstance(x, np.ndarray):
+    elif _is_raw(x):
         _flatten(as_array(x), leaves, kinds)
     else:
         kinds.append((kind, repr(x) if kind is float else x))  # 0.0 is not -0.0

@@ -234,18 +234,25 @@ class Loop:
 Step = Loop | Node
 
 
-def steps(graph: Graph, *, fused: bool = True) -> list[Step]:
-    """The graph as what is done, in order: loops, and single operations that are none."""
-    return _Fusion(graph, fused).steps
+def steps(graph: Graph, *, fused: bool = True, alike: bool = False) -> list[Step]:
+    """The graph as what is done, in order: loops, and single operations that are none.
+
+    Args:
+        graph: to compute.
+        fused: whether loops hold more than one operation.
+        alike: whether all reductions of a loop have to run over the same axes, as they have to
+            where threads share each.
+    """
+    return _Fusion(graph, fused, alike).steps
 
 
 class _Fusion:
-    def __init__(self, graph: Graph, fused: bool) -> None:
+    def __init__(self, graph: Graph, fused: bool, alike: bool) -> None:
         self.nodes = [x for x in graph.nodes() if x.op not in ("input", "constant", "fill")]
         self.memory = Memory()
         self.direct: dict[Node, set[Node]] = {}
         self.kept = self._kept(graph) if fused else set(self.nodes)
-        self.fused = fused
+        self.fused, self.alike = fused, alike
         self.when: dict[Node, int] = {}
         self.steps: list[Step] = []
         self.loops: dict[Shape, list[int]] = {}  # where the loops over each space are
@@ -349,6 +356,8 @@ class _Fusion:
 
     def _shares(self, root: Node, loop: Any, position: int) -> int:
         """How many full arrays it reads or computes too; 0 if it cannot be there."""
+        if self.alike and len(_axes([root, *loop.roots])) > 1:
+            return 0
         inside, reads = self._tree(root, loop)
         if len(loop.roots) >= MOST_RESULTS or len({*loop.reads, *reads}) > MOST_READS:
             return 0
@@ -360,3 +369,8 @@ class _Fusion:
         shared = sum(a in loop.reads for a in reads if a.size * 2 > size)
         used = {a for node in inside for a in self._direct(node)}
         return shared + sum(a in loop.inside for a in used)
+
+
+def _axes(roots: list[Node]) -> set[Shape]:
+    """Over which reductions run."""
+    return {tuple(sorted(x.params["axis"])) for x in roots if x.op in REDUCTIONS}

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backend import generated, replay
+from ..backend import generated
 from ..backend.generated import CODES, LoopNest, Operand, Result, Value
-from ..backend.machine import blas
 from .fuse import COMPARISONS, Access, Loop, Memory, Step, batch, contiguous, matrix, space
 from .passes import PRODUCTS
 from .trace import REDUCTIONS, Graph, Node, Shape
@@ -48,8 +47,8 @@ class Row(NamedTuple):
     words: list[Any]
 
 
-class Host(NamedTuple):
-    """One call of NumPy, for what no kernel does."""
+class Eager(NamedTuple):
+    """One operation run as it is without a plan, for what no kernel does."""
 
     node: Node
 
@@ -177,14 +176,9 @@ class _Nest:
 # ---- single operations
 
 
-def has_products() -> bool:
-    """Is there a library whose products a kernel can call?"""
-    return bool(blas().functions)
-
-
-def _product(node: Node, memory: Memory) -> Row | Host:
+def _product(node: Node, memory: Memory) -> Row | Eager:
     if node.dtype not in (np.float32, np.float64) or not node.size:
-        return Host(node)
+        return Eager(node)
     a, b = (memory.access(x) for x in node.args[:2])
     (ta, lda), (tb, ldb) = (
         matrix(x.shape, at.strides) or (False, 0) for x, at in zip(node.args, (a, b), strict=False)
@@ -193,7 +187,7 @@ def _product(node: Node, memory: Memory) -> Row | Host:
     (n, k), m = node.args[0].shape[-2:], node.shape[-1]
     count, sc = math.prod(node.shape[:-2]), n * m
     if sa is None or sb is None:
-        return Host(node)
+        return Eager(node)
     if count > 1 and sb == 0 and not ta and sa == n * lda:  # one b for all: one long product
         n, count = n * count, 1
     words = [
@@ -217,7 +211,7 @@ def batch_stride(x: Node, product: Node, at: Access) -> int | None:
 WINDOWS_AT_ONCE = 1 << 19  # bytes: with what else a product reads, a cache's worth
 
 
-def _convolution(node: Node, memory: Memory, scratch: Node) -> Row | Host:
+def _convolution(node: Node, memory: Memory, scratch: Node) -> Row | Eager:
     kind = ("conv", "conv_weights", "conv_images").index(node.op)
     second = memory.access(node.args[1])
     if kind == 2:
@@ -286,9 +280,9 @@ def _indexed(node: Node, memory: Memory) -> Row:
     return Row(Fixed(node.op, CODES[x.dtype]), words)
 
 
-def _single(node: Node, memory: Memory) -> Row | Host:
+def _single(node: Node, memory: Memory, products: bool) -> Row | Eager:
     if node.op == "matmul":
-        return _product(node, memory) if has_products() else Host(node)
+        return _product(node, memory) if products else Eager(node)
     if node.op == "class_labels" and node.dtype == np.int64:
         words = [At(memory.access(node.args[0]).root, 0), At(node, 0), node.size]
         words += [node.params["num_classes"], At(None, 0)]
@@ -300,7 +294,7 @@ def _single(node: Node, memory: Memory) -> Row | Host:
         return _pooled(node, memory)
     if node.op in ("take", "put") and known and node.args[1].dtype == np.int64:
         return _indexed(node, memory)
-    return Host(node)
+    return Eager(node)
 
 
 # ---- memory
@@ -357,6 +351,7 @@ class Plan:
     Args:
         graph: to compute.
         steps: of the graph, in order.
+        products: whether there is a library whose products can be called.
         reuse: memory.
 
     Attributes:
@@ -366,13 +361,15 @@ class Plan:
         constants: known arrays, which stay where they are.
     """
 
-    def __init__(self, graph: Graph, steps: Sequence[Step], *, reuse: bool = True) -> None:
+    def __init__(
+        self, graph: Graph, steps: Sequence[Step], *, products: bool = True, reuse: bool = True
+    ) -> None:
         self.inputs, self.outputs = graph.inputs, graph.outputs
         self.memory = Memory()
         self.steps = list(steps)
         reads = [self._reads(step) for step in self.steps]
         stored = {root for found in reads for root in found} | set(self.outputs)
-        self.rows: list[Row | Host] = []
+        self.rows: list[Row | Eager] = []
         self.arena = Arena(reuse=reuse)
         self.constants = {
             x: np.ascontiguousarray(x.data)
@@ -394,7 +391,7 @@ class Plan:
                     self.arena.take(scratch)
                     self.rows.append(_convolution(step, self.memory, scratch))
                 else:
-                    self.rows.append(_single(step, self.memory))
+                    self.rows.append(_single(step, self.memory, products))
             for node in made:
                 if node in fixed:
                     continue
@@ -435,7 +432,7 @@ class Plan:
         """What is done, for a person to read."""
         lines = [
             f"{sum(row.__class__ is Row for row in self.rows)} kernel calls and "
-            f"{sum(row.__class__ is Host for row in self.rows)} calls of NumPy, "
+            f"{sum(row.__class__ is Eager for row in self.rows)} operations run eagerly, "
             f"{self.arena.size / 1e6:.3g} MB held, "
             f"{sum(map(operations, self.steps)) / 1e6:.4g} million operations",
             "operations: " + ", ".join(f"{n} {name}" for name, n in counts.items()),
@@ -470,109 +467,3 @@ def _sentence(step: Step) -> str:
 
 class BadDataError(Exception):
     """Only the function itself, run eagerly, can say what is wrong."""
-
-
-def _compiled(row: Row) -> tuple[int, list[Any]]:
-    """A kernel's address, and what it is called with."""
-    if isinstance(row.kernel, LoopNest):
-        return generated.loops(row.kernel), row.words
-    name, code = row.kernel
-    if name not in ("product", "convolution"):
-        return generated.fixed(name, code), row.words
-    library = blas()
-    return generated.fixed(name, code, library.wide), [library.functions[code], *row.words]
-
-
-class Replay:
-    """A plan with memory of its own: not for two threads at once."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self._block = np.empty(plan.arena.size + ALIGNMENT, np.uint8)
-        base = self._block.ctypes.data
-        base += -base % ALIGNMENT
-        self._flag = np.zeros(1, np.int64)
-        self._start = base - self._block.ctypes.data
-        slots = {x: i for i, x in enumerate([*plan.inputs, *plan.outputs])}
-        words: list[int] = []
-        starts: list[int] = []
-        moving: list[tuple[int, int, int]] = []
-        self._segments: list[Any] = []
-        kernels: list[int] = []
-        for row in plan.rows:
-            if isinstance(row, Host):
-                self._segments.append(row.node)
-                continue
-            if not self._segments or isinstance(self._segments[-1], Node):
-                self._segments.append([len(kernels), len(kernels)])
-            self._segments[-1][1] += 1
-            kernel, called_with = _compiled(row)
-            kernels.append(kernel)
-            starts.append(len(words))
-            for word in called_with:
-                if not isinstance(word, At):
-                    words.append(word)
-                elif word.node is None:
-                    words.append(self._flag.ctypes.data)
-                elif word.node in slots:
-                    moving.append((len(words), slots[word.node], word.offset))
-                    words.append(0)
-                elif word.node in plan.constants:
-                    words.append(plan.constants[word.node].ctypes.data + word.offset)
-                else:
-                    words.append(base + plan.arena.offsets[word.node] + word.offset)
-        self._words = np.array(words or [0], np.int64)
-        self._kernels = np.array(kernels or [0], np.int64)
-        self._rows = self._words.ctypes.data + 8 * np.array(starts or [0], np.int64)
-        where, which, ahead = (np.array(column, np.int64) for column in zip(*moving, strict=True)
-                               ) if moving else (np.zeros(0, np.int64),) * 3  # fmt: skip
-        self._where, self._which, self._ahead = where, which, ahead
-        self._outputs = [(x.shape, x.dtype) for x in plan.outputs]
-
-    def __call__(self, values: list[np.ndarray]) -> list[np.ndarray]:
-        """The outputs for these inputs, which are contiguous arrays.
-
-        Raises:
-            BadDataError: a kernel or NumPy met an index or a label out of range, or the like.
-        """
-        self._flag[0] = 0
-        everything = [*values, *(np.empty(shape, dtype) for shape, dtype in self._outputs)]
-        ids = np.array([id(x) for x in everything], np.int64)
-        replay.point(self._words, self._where, self._which, self._ahead, ids)
-        for segment in self._segments:
-            if isinstance(segment, Node):
-                self._host(segment, everything)
-            else:
-                replay.run(self._kernels, self._rows, *segment)
-        if self._flag[0]:
-            raise BadDataError
-        return everything[len(values) :]
-
-    def _array(self, x: Any, everything: list[np.ndarray]) -> Any:
-        """A node's memory as NumPy sees it."""
-        if x.__class__ is not Node:
-            return x
-        plan = self.plan
-        access = plan.memory.access(x)
-        root = access.root
-        if root in plan.inputs or root in plan.outputs:
-            memory = everything[[*plan.inputs, *plan.outputs].index(root)]
-        elif root in plan.constants:
-            memory = plan.constants[root]
-        else:
-            start = self._start + plan.arena.offsets[root]
-            memory = self._block[start : start + root.size * root.dtype.itemsize].view(root.dtype)
-        flat = memory.reshape(-1)[access.offset :]
-        strides = tuple(s * root.dtype.itemsize for s in access.strides)
-        return np.lib.stride_tricks.as_strided(flat, x.shape, strides, writeable=x is root)
-
-    def _host(self, node: Node, everything: list[np.ndarray]) -> None:
-        args = [self._array(a, everything) for a in node.args]
-        into = self._array(node, everything)
-        if node.op == "matmul" and len(args) == 3:
-            into[...] = args[2] + np.matmul(args[0], args[1])
-            return
-        try:
-            into[...] = node.function(np, *args, **node.params)  # type: ignore[misc]
-        except (ValueError, IndexError, TypeError, OverflowError) as error:
-            raise BadDataError from error

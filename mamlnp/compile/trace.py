@@ -21,9 +21,10 @@ import numpy as np
 from .. import tree
 from ..array import Array
 from ..autodiff import rerun
+from ..backend import device_of, to_host
 from ..backend.generated import EXPRESSIONS
 from ..backend.reference import check_windows, window_counts
-from ..errors import CaptureError
+from ..errors import CaptureError, DeviceError
 from ..op import Op
 
 Shape = tuple[int, ...]
@@ -125,9 +126,11 @@ def users_line() -> str:
 
 
 class _Tracing(threading.local):
-    """The arrays that this thread's trace met so far, as constants, and kept alive by it."""
+    """What this thread's trace is for, and the arrays that it met so far, as constants, and kept
+    alive by it."""
 
     def __init__(self) -> None:
+        self.device = "cpu"
         self.constants: dict[int, tuple[Node, Any]] = {}
 
 
@@ -140,7 +143,13 @@ def as_node(value: Any) -> Node:
         return value
     known = _tracing.constants
     if id(value) not in known:  # a copy, because the array is the user's
-        data = np.array(value)
+        if device_of(value) != _tracing.device:
+            raise DeviceError(
+                f"{users_line()}: an array on {device_of(value)} meets others on "
+                f"{_tracing.device}. Make it with zeros_like or ones_like of another, or move it "
+                "once, outside, with to_device."
+            )
+        data = np.array(to_host(value))
         node = Node("constant", (), {"line": users_line()}, data.shape, data.dtype, data=data)
         known[id(value)] = node, value
     return known[id(value)][0]
@@ -250,8 +259,8 @@ def ordered(outputs: Iterable[Node]) -> list[Node]:
     return [found[number] for number in sorted(found)]
 
 
-def trace(f: Callable[..., Any], args: Tree) -> tuple[Graph, Tree, int]:
-    """Run f on Nodes in the place of its Arrays.
+def trace(f: Callable[..., Any], args: Tree, device: str = "cpu") -> tuple[Graph, Tree, int]:
+    """Run f on Nodes in the place of its Arrays, which are on a device.
 
     Returns:
         The graph, f's result (Arrays stand where its outputs go), and the number of operations.
@@ -265,13 +274,14 @@ def trace(f: Callable[..., Any], args: Tree) -> tuple[Graph, Tree, int]:
         return Array(inputs[-1])
 
     before = next(_numbers)
-    outer, _tracing.constants = _tracing.constants, {}
+    outer = _tracing.device, _tracing.constants
+    _tracing.device, _tracing.constants = device, {}
     try:
         out = f(*tree.map(stand_in, args))
         results = [x for x in tree.leaves(out) if x.__class__ is Array]
         graph = Graph(inputs, [as_node(x.value) for x in results])
     finally:
-        _tracing.constants = outer
+        _tracing.device, _tracing.constants = outer
     made = next(_numbers) - before - len(inputs) - 1
     for x in tree.leaves(out):
         if not isinstance(x, Array | np.ndarray | np.generic | int | float | str):
