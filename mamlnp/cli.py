@@ -41,6 +41,7 @@ import numpy as np
 import tyro
 
 from . import checks, conformance, diagnosis, figures, graph, initialisations, landscape, plots
+from .backend import using_device
 from .backend.generated import cache_folder
 from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
 from .errors import DataError, DeviceError, GradientError
@@ -78,6 +79,7 @@ class Evaluate:
         json: write the rows here too.
         tasks: how many test tasks; 600 if not given, of reinforcement learning 200.
         data: where the data set is, if not where it was in training.
+        device: where to compute, "cpu" or "cuda"; as in training if not given.
         batch_norm: whose statistics normalise the query images: all queries' together
             ("transductive", as in the paper's code, if not given), the "support" set's, or each
             query's own ("per-query").
@@ -88,6 +90,7 @@ class Evaluate:
     json: Path | None = None
     tasks: int | None = None
     data: Path | None = None
+    device: Literal["cpu", "cuda"] | None = None
     batch_norm: BatchNorm | None = None
     baselines: bool = False
 
@@ -359,11 +362,12 @@ def _train(name: str, options: list[str]) -> None:
             "others were given. Leave them out, or begin a new run."
         )
     check_settings(config)
-    data = module.load(config)
-    run = resumed or create_run(name, config, asked.run.out)
-    facts = {**config.describe(), **versions(), "command": command(run), "run": run.path}
-    print("\n".join(f"{key:18} {value}" for key, value in facts.items()), flush=True)
-    module.train(config, run, data, resume=resumed is not None)
+    with using_device(getattr(config, "device", "cpu")):
+        data = module.load(config)
+        run = resumed or create_run(name, config, asked.run.out)
+        facts = {**config.describe(), **versions(), "command": command(run), "run": run.path}
+        print("\n".join(f"{key:18} {value}" for key, value in facts.items()), flush=True)
+        module.train(config, run, data, resume=resumed is not None)
     print(f"done. Score it with: mamlnp evaluate {run.path}")
 
 
@@ -391,16 +395,19 @@ def _evaluate(asked: Evaluate) -> None:
         if not hasattr(config, "data"):
             raise DataError(f"--data: {run.experiment} has none. Leave it out.")
         config = replace(config, data=asked.data)
-    table, text = module.evaluate(config, run, module.load(config), **how)
-    print(text)
-    record = {
-        "command": command(run),
-        "evaluation": how,
-        "config": {k: v for k, v in run.config.items() if k != "data"},  # where is no setting
-        "versions": versions(),
-        "wall_seconds": run.load().meta["wall_seconds"],
-        "rows": as_records(table),
-    }
+    if asked.device == "cuda" and not hasattr(config, "device"):
+        raise DataError(f"--device: {run.experiment} is computed on the CPU. Leave it out.")
+    with using_device(str(asked.device or getattr(config, "device", "cpu"))):
+        table, text = module.evaluate(config, run, module.load(config), **how)
+        print(text)
+        record = {
+            "command": command(run),
+            "evaluation": how,
+            "config": {k: v for k, v in run.config.items() if k != "data"},  # where is no setting
+            "versions": versions(),
+            "wall_seconds": run.load().meta["wall_seconds"],
+            "rows": as_records(table),
+        }
     stored = run.path / EVALUATION
     if asked.batch_norm not in (None, "transductive"):
         stored = stored.with_stem(f"{stored.stem}-{asked.batch_norm}")

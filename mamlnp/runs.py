@@ -24,6 +24,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from .backend import described
 from .backend.machine import blas, cores
 from .errors import DataError
 
@@ -35,7 +36,7 @@ EVALUATION = "evaluation.json"
 Config = TypeVar("Config")
 
 # The versions on which the last bits of a result depend.
-DECIDES_BITS = ("mamlnp", "numpy", "numba", "blas", "blas_architecture")
+DECIDES_BITS = ("mamlnp", "numpy", "numba", "blas", "blas_architecture", "device")
 
 
 class Checkpoint(NamedTuple):
@@ -158,7 +159,7 @@ class Run:
         changes = [
             f"{name} {checkpoint.versions[name]} -> {now[name]}"
             for name in DECIDES_BITS
-            if checkpoint.versions[name] != now[name]
+            if checkpoint.versions.get(name, now[name]) != now[name]
         ]
         if changes:
             print(
@@ -374,8 +375,8 @@ def versions() -> dict[str, Any]:
     """What results may depend on: versions, the BLAS NumPy uses, the machine.
 
     >>> sorted(versions())  # doctest: +NORMALIZE_WHITESPACE
-    ['blas', 'blas_architecture', 'blas_threads', 'cores', 'cpu', 'mamlnp', 'numba', 'numpy',
-     'platform', 'python']
+    ['blas', 'blas_architecture', 'blas_threads', 'cores', 'cpu', 'device', 'mamlnp', 'numba',
+     'numpy', 'platform', 'python']
     """
     try:
         mamlnp = importlib.metadata.version("mamlnp")
@@ -393,6 +394,7 @@ def versions() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cores": cores(),
+        "device": described(),
     }
 
 

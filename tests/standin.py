@@ -315,13 +315,15 @@ CUBLAS = types.SimpleNamespace(
 )  # fmt: skip
 RUNTIME = types.SimpleNamespace(
     CUDA_R_32F=0, CUDA_R_64F=1, getDeviceCount=lambda: 1, memGetInfo=lambda: (10**9, 2 * 10**9),
-    memsetAsync=memset,
+    getDeviceProperties=lambda _: {"name": b"a stand-in"}, memsetAsync=memset,
+    runtimeGetVersion=lambda: 12040,
 )  # fmt: skip
 
 
 class CuPy(types.ModuleType):
     """What of CuPy is used here."""
 
+    __version__ = "0"
     ndarray = Elsewhere
     RawModule = RawModule
     cuda = types.SimpleNamespace(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import standin
 from PIL import Image
 
 from mamlnp import array, maml, parallel, tree
@@ -397,3 +398,31 @@ def test_fine_tuning_step_size_is_tuned_on_the_tasks_given() -> None:
         for lr in sine.FINE_TUNING_LRS
     }
     assert chosen == min(errors, key=errors.__getitem__)
+
+
+# ---- on a device
+
+
+@pytest.mark.skipif(
+    not (standin.COMPILER or standin.has_device()), reason="there is no CUDA device, and no g++"
+)
+def test_a_device_learns_what_the_host_learns(
+    case: tuple[str, Any, Any, Any], tmp_path: Path
+) -> None:
+    name, experiment, config, data = case
+    config = dataclasses.replace(
+        config, meta_iterations=4, meta_batch_size=2, validate_every=2, validation_tasks=4
+    )
+    case = name, experiment, config, data
+    here = trained(case, tmp_path / "here")
+    with standin.device():
+        there = trained(case, tmp_path / "there")
+        found, text = experiment.evaluate(config, there, data, tasks=4)
+    expected, _ = experiment.evaluate(config, here, data, tasks=4)
+    assert "CPU" not in text
+    for ours, theirs in zip(without_clock(there), without_clock(here), strict=True):
+        assert {k: float(v) for k, v in ours.items()} == pytest.approx(
+            {k: float(v) for k, v in theirs.items()}, rel=1e-3, abs=1e-3
+        )
+    assert [row.mean for row in found] == pytest.approx([row.mean for row in expected], abs=0.05)
+    assert there.load().versions["device"] != here.load().versions["device"] == "cpu"

@@ -59,6 +59,11 @@ def default_device() -> str:
     return "cpu" if _device == "cpu" else f"cuda:{_cuda().cupy.cuda.Device().id}"
 
 
+def described() -> str:
+    """The default device, for a reader of a log: "cpu", or a card and what computes on it."""
+    return "cpu" if _device == "cpu" else str(_cuda().described())
+
+
 def device_of(x: Any) -> str:
     """Where the native array ``x`` is: "cpu", or "cuda:0".
 

@@ -114,6 +114,17 @@ def products_type() -> str:
     return "TF32" if os.environ.get(TF32, "0") not in ("", "0") else "float32"
 
 
+def described() -> str:
+    """The current device, and all that its results depend on."""
+    runtime = cupy.cuda.runtime
+    card = runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    version = runtime.runtimeGetVersion()
+    return (
+        f"{card}, CUDA {version // 1000}.{version % 1000 // 10}, CuPy {cupy.__version__}, "
+        f"products of float32 in {products_type()}"
+    )
+
+
 def product(code: str, words: Sequence[Any]) -> Callable[[], None]:
     """A batch of matrix products, c = a b + beta c, either factor transposed or not.
 

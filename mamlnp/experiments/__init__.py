@@ -22,7 +22,7 @@ EXPERIMENTS: dict[str, Any] = {
     **ROBOTS,
 }
 
-PLACES = ("data", "threads")  # settings that change no number
+PLACES = ("data", "threads", "device")  # settings that change no number, but its last bits
 
 
 def experiment(name: str, where: Path) -> Any:
@@ -40,7 +40,7 @@ def experiment(name: str, where: Path) -> Any:
 
 
 def command(run: Run) -> str:
-    """The command that does a run again, without where its data and threads were."""
+    """The command that does a run again, without where it took place."""
     module = experiment(run.experiment, run.path)
     config = run.config_as(module.Config)
     presets = getattr(module, "PRESETS", {})

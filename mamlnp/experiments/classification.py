@@ -84,6 +84,7 @@ class Config:
             given. It decides the last bits of the result; the number of threads does not.
         threads: how many run at once; as many as there are cores if not given.
         eager: run every operation as it comes, instead of compiling the meta-step.
+        device: where to compute, "cpu" or "cuda"; images that are in memory are kept there too.
         seed: of everything random.
     """
 
@@ -114,6 +115,7 @@ class Config:
     chunks: int | None = None
     threads: int | None = None
     eager: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
     seed: int = 0
 
     # What an experiment says of its images.
@@ -328,13 +330,21 @@ def _chunks(
     config: Config, images: ClassImages, tasks: int, num_queries: int, stream: str, seed: int
 ) -> Iterator[Task]:
     for n in range(math.ceil(tasks / CHUNK)):
-        yield images.sample(
+        task = images.sample(
             min(CHUNK, tasks - n * CHUNK),
             num_ways=config.num_ways,
             num_shots=config.num_shots,
             num_queries=num_queries,
             rng=counted_rng(seed, stream, n),
         )
+        yield loop.placed(task)
+
+
+def _placed(data: Data) -> Data:
+    """The images that are in memory where tasks are computed with, each array once."""
+    arrays = {id(x.images): x.images for x in data.values()}
+    moved = {key: loop.placed(images) for key, images in arrays.items()}
+    return {split: replace(x, images=moved[id(x.images)]) for split, x in data.items()}
 
 
 def _validation(config: Config, data: Data) -> Iterator[Task]:
@@ -405,6 +415,7 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
     accuracies = maml_accuracies(config, (config.eval_steps,), "transductive")
     tune = tuner(config, data, "transductive")
     check_classes(run, data)
+    data = _placed(data)
     sizes = ", ".join(f"{len(images.names)} {split}" for split, images in data.items())
     print(f"{'classes':18} {sizes}", flush=True)
 
@@ -428,9 +439,9 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
         batch = data["train"].sample_labelled(config.meta_batch_size, size, rng=rng)
         return Task(batch, batch)
 
-    def step(state: dict[str, Any], task: Task) -> tuple[dict[str, Any], dict[str, float]]:
+    def step(state: dict[str, Any], task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
         params, opt, query_losses = meta_step(state["params"], state["opt"], task)
-        return {"params": params, "opt": opt}, {"train_loss": float(query_losses.numpy().mean())}
+        return {"params": params, "opt": opt}, {"train_loss": query_losses}
 
     def validate(state: dict[str, Any], _: dict[str, float]) -> tuple[float, dict[str, float]]:
         params, shown = state["params"], {}
@@ -542,6 +553,7 @@ def nearest_neighbour(metric: str, task: Task) -> np.ndarray:
         metric: "euclidean" or "cosine".
         task: images, (T, N, H, W, C).
     """
+    task = tree.map(to_host, task)
     support, query = (batch.x.reshape(*batch.x.shape[:2], -1).astype(np.float32) for batch in task)
     lengths = [np.linalg.norm(x, axis=-1) for x in (support, query)]
     products = query @ support.swapaxes(-1, -2)
@@ -585,6 +597,7 @@ def evaluate(
     if batch_norm == "per-query" and config.network == "mlp":
         raise DataError(NO_STATISTICS)
     check_classes(run, data)
+    data = _placed(data)
     state, about = loop.best_state(run)
     params = _for_tasks(config, state["params"])
     expected = network(config, config.num_ways).init(rng=counted_rng(0, "init"))
@@ -648,7 +661,8 @@ def evaluate(
     )
     if not config.baseline:
         pictures.append(run.path / f"episode{kind}.png")
-        _draw_episode(config, test, learner(config, params), batch_norm, pictures[1])
+        here = tree.map(lambda p: Array(to_host(p.value)), params)
+        _draw_episode(config, test, learner(config, here), batch_norm, pictures[1])
     parts.append(f"\npictures: {', '.join(map(str, pictures))}")
     return table, "\n".join(parts)
 
@@ -660,7 +674,7 @@ def _draw_episode(
     queries = min(5, int(test.counts.min()) - config.num_shots)
     classes = test.sample_classes(1, num_ways=config.num_ways, rng=rng)
     episode = test.sample_images(classes, num_shots=config.num_shots, num_queries=queries, rng=rng)
-    task = tree.map(lambda leaf: leaf[0], episode)
+    task = tree.map(lambda leaf: to_host(leaf)[0], episode)
     adapted = model.adapt(task.support.x, task.support.y)
     probabilities = adapted.predict(task.query.x, batch_norm=batch_norm)
     names = [test.names[c] for c in classes[0]]

@@ -79,7 +79,8 @@ def train(
         init: makes the first state, a nested dict of Arrays and numbers.
         draw: n -> what step n takes; run ahead, on a thread of its own.
         step: (state, what was drawn) -> (new state, numbers), such as {"train_loss": 0.3}; their
-            means since the last validation are logged.
+            means since the last validation are logged. An Array's mean counts as one number, and
+            is taken only then, so that a device is not waited for at each step.
         validate: (state, those means) -> (score, what to log too); the lowest score is the best.
             Without it the last state is.
 
@@ -91,7 +92,7 @@ def train(
     iterations, validate_every = schedule.meta_iterations, schedule.validate_every
     start, seconds = 0, 0.0
     best: dict[str, Any] = {"iteration": None, "score": None}
-    recent: dict[str, list[float]] = {}
+    recent: dict[str, list[Any]] = {}
     state = init()
     best_state = state
     if resume:
@@ -113,7 +114,7 @@ def train(
         arrays = {
             "state": tree.map(_to_host, state),
             "best": tree.map(_to_host, best_state),
-            "recent": {name: np.asarray(numbers) for name, numbers in recent.items()},
+            "recent": {name: _numbers(found) for name, found in recent.items()},
         }
         wall = seconds + time.perf_counter() - began
         run.save(done, arrays, {"best": best, "wall_seconds": wall})
@@ -123,18 +124,18 @@ def train(
         _progress(run, start, iterations) as bar,
         ThreadPoolExecutor(1, thread_name_prefix="draw") as ahead,
     ):
-        drawing = ahead.submit(draw, start)
+        drawing = ahead.submit(_drawn, draw, start)
         for n in range(start, iterations):
             drawn = drawing.result()
             if n + 1 < iterations:
-                drawing = ahead.submit(draw, n + 1)
+                drawing = ahead.submit(_drawn, draw, n + 1)
             state, numbers = step(state, drawn)
             for name, number in numbers.items():
                 recent.setdefault(name, []).append(number)
             bar.update()
             done = n + 1
             if done % validate_every == 0 or done == iterations:
-                means = {name: float(np.mean(numbers)) for name, numbers in recent.items()}
+                means = {name: float(np.mean(_numbers(x))) for name, x in recent.items()}
                 for name, number in means.items():
                     if not np.isfinite(number):
                         raise DataError(
@@ -157,6 +158,19 @@ def train(
                     f"stopped after {done} of {iterations} meta-iterations. Continue with: "
                     f"mamlnp train {run.experiment} --resume {run.path}"
                 )
+
+
+def placed(x: Tree) -> Tree:
+    """A tree with NumPy's arrays where they are computed with."""
+    return tree.map(lambda leaf: to_device(leaf) if isinstance(leaf, np.ndarray) else leaf, x)
+
+
+def _drawn(draw: Callable[[int], Any], n: int) -> Any:
+    return placed(draw(n))
+
+
+def _numbers(found: list[Any]) -> np.ndarray:
+    return np.array([float(x.numpy().mean()) if isinstance(x, Array) else x for x in found])
 
 
 class Best(NamedTuple):

@@ -54,6 +54,7 @@ class Config:
         validation_tasks: how many; the kept parameters are those with the lowest 5-shot error on
             them, averaged over 1, 5 and 10 steps.
         eager: run every operation as it comes, instead of compiling the meta-step.
+        device: where to compute, "cpu" or "cuda".
         seed: of everything random.
     """
 
@@ -70,6 +71,7 @@ class Config:
     validate_every: int = 1_000
     validation_tasks: int = 600
     eager: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
     seed: int = 0
 
     def describe(self) -> dict[str, Any]:
@@ -116,6 +118,7 @@ def _validation_tasks(config: Config, waves: Sinusoids) -> Task:
 
 def _scores(params: Any, task: Task, lr: float) -> np.ndarray:
     """Errors after 0..10 steps, (11, tasks), run once: eagerly."""
+    task = loop.placed(task)
     return adaptation_scores(loss, _error, params, task, steps=STEPS, inner_lr=lr).numpy()
 
 
@@ -147,7 +150,7 @@ def _regression_step(network: nn.Network, optimizer: optim.Optimizer) -> Callabl
 def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -> None:
     """Meta-train, with the baselines beside; ends with pictures in the run's folder."""
     optimizer, plain = optim.adam(config.meta_lr), optim.adam(1e-3)
-    validation = _validation_tasks(config, waves)
+    validation = loop.placed(_validation_tasks(config, waves))
     how: dict[str, Any] = {"chunks": 1, "compiled": not config.eager}
     meta_step = parallel.meta_step(
         loss,
@@ -186,14 +189,14 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
         flat = Batch(points.x.reshape(-1, 1), points.y.reshape(-1, 1))
         return task, flat, Batch(told.x.reshape(-1, 3), flat.y)
 
-    def step(state: dict[str, Any], drawn: Any) -> tuple[dict[str, Any], dict[str, float]]:
+    def step(state: dict[str, Any], drawn: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         task, flat, flat_told = drawn
         params, opt, query_losses = meta_step(state["maml"]["params"], state["maml"]["opt"], task)
         state = {**state, "maml": {"params": params, "opt": opt}}
         if flat is not None:
             state["pretrained"] = pretrain(state["pretrained"], flat)
             state["oracle"] = train_oracle(state["oracle"], flat_told)
-        return state, {"train_loss": float(query_losses.numpy().mean())}
+        return state, {"train_loss": query_losses}
 
     def validate(state: dict[str, Any], _: dict[str, float]) -> tuple[float, dict[str, float]]:
         means = scores(state["maml"]["params"], validation).mean(axis=1, dtype=np.float64)
@@ -245,7 +248,7 @@ def evaluate(
         setting = f"sine {shots}-shot"
         for name, (params, lr) in methods.items():
             here += rows(setting, name, _scores(params, task, lr))
-        told = _told(task.query, amplitude, phase)
+        told = loop.placed(_told(task.query, amplitude, phase))
         prediction = ORACLE.apply(state["oracle"]["params"], told.x)
         error = losses.mse(prediction, told.y, reduction="mean").numpy()
         here += rows(setting, "oracle", np.repeat(error[None], len(STEPS), axis=0))
@@ -282,7 +285,7 @@ def _draw_fits(waves: Sinusoids, methods: dict[str, Any], path: Path) -> None:
             loss,
             lambda params, task: NETWORK.apply(params, task.query.x),
             params,
-            task,
+            loop.placed(task),
             steps=STEPS,
             inner_lr=lr,
         ).numpy()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import backend
 from ..errors import DataError, ShapeError
 from . import Batch, Task
 from .images import ImageFile
@@ -21,8 +22,8 @@ class ClassImages:
     differ in size, and training, validation and test classes share one array without a copy.
 
     Args:
-        images: uint8 (N, height, width, channels), in memory or on disk; with rotations (4 N, ...),
-            as :func:`with_turns` gives them.
+        images: uint8 (N, height, width, channels), in memory, on disk, or an array of CuPy's: tasks
+            are gathered where it is. With rotations (4 N, ...), as :func:`with_turns` gives them.
         names: the name of each class.
         first: int (classes,), each class's first row.
         counts: int (classes,), how many images each class has.
@@ -40,7 +41,7 @@ class ClassImages:
     ((4, 2, 28, 28, 1), array([0, 1]))
     """
 
-    images: npt.NDArray[np.uint8] | ImageFile
+    images: Any
     names: tuple[str, ...]
     first: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
@@ -169,7 +170,7 @@ class ClassImages:
         def batch(rows: npt.NDArray[np.int64]) -> Batch:
             y = np.repeat(np.arange(num_ways), rows.shape[-1])
             x = self._scaled(rows.reshape(num_tasks, -1), dtype)
-            return Batch(x, np.tile(y, (num_tasks, 1)))
+            return Batch(x, self._xp.asarray(np.tile(y, (num_tasks, 1))))
 
         return Task(batch(rows[..., :num_shots]), batch(rows[..., num_shots:]))
 
@@ -195,16 +196,23 @@ class ClassImages:
         labels = rng.integers(self.num_labels, size=(num_groups, size))
         turns, classes = np.divmod(labels, len(self.names))
         rows = self.first[classes] + rng.integers(self.counts[classes]) + self._per_turn * turns
-        return Batch(self._scaled(rows, dtype), labels)
+        return Batch(self._scaled(rows, dtype), self._xp.asarray(labels))
 
     @property
     def _per_turn(self) -> int:
         """N: how many images there are, turned ones left out."""
         return self.images.shape[0] // (4 if self.rotations else 1)
 
-    def _scaled(self, rows: npt.NDArray[np.int64], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    @property
+    def _xp(self) -> Any:
+        """The namespace that tasks are made in."""
+        on_host = isinstance(self.images, np.ndarray | ImageFile)
+        return np if on_host else backend.namespace_of(self.images)
+
+    def _scaled(self, rows: npt.NDArray[np.int64], dtype: npt.DTypeLike) -> Any:
         """The images of these rows, in [0, 1]."""
-        x: npt.NDArray[Any] = np.divide(self.images[rows.reshape(-1)], 255, dtype=dtype)
+        chosen = self.images[self._xp.asarray(rows.reshape(-1))]
+        x = self._xp.divide(chosen, 255, dtype=dtype)
         return x.reshape(*rows.shape, *self.images.shape[1:])
 
 
