@@ -1,6 +1,6 @@
 """One MAML meta-gradient: mamlnp against PyTorch, JAX and autograd, on the same tensors.
 
-    python benchmarks/compare.py [--setting NAME] [--order 1] [--json FILE]
+    python benchmarks/compare.py [--setting NAME] [--order 1] [--device cuda] [--json FILE]
 
 Needs ``pip install '.[peers]'``; an implementation whose package is missing is left out and said
 so. Every implementation runs in a process of its own, with one thread or with all cores, whichever
@@ -13,6 +13,10 @@ fastest so far is timed by three steps on the spot and takes no turns.
 
 The last of them is no implementation but the floor: the products that the mathematics cannot do
 without (see ``products``), each alone, at the faster of two layouts.
+
+On a CUDA device steps are launched one after another and waited for at the end of a block, whose
+time is taken by events of the device (of JAX, which has none, by the clock). Products are full
+float32 in all of them; with ``--tf32`` TensorFloat-32, and gradients may be further apart.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 AGREEMENT = 1e-3  # relative distance of a float32 meta-gradient
+TF32_AGREEMENT = 5e-2  # whose products keep 10 bits of each factor
 BLOCK_SECONDS = 0.2
 SHORT_SECONDS = 0.05  # a step below this may be faster on one core
 LONG_SECONDS = 2  # a step above this takes a turn in every fourth round only
@@ -67,7 +72,7 @@ SETTINGS = {
 
 Setting = dict[str, Any]
 Arrays = dict[str, np.ndarray]
-Step = Callable[[], list[np.ndarray]]
+Step = Callable[[], list[Any]]  # the gradient, in arrays of the framework's own
 PARTS = ("support_x", "support_y", "query_x", "query_y")
 
 
@@ -126,7 +131,7 @@ def parameters(arrays: Arrays) -> list[np.ndarray]:
 
 def _ours(arrays: Arrays, setting: Setting, order: int) -> tuple[Any, Any, Any, dict[str, Any]]:
     """The loss, the parameters, the meta-batch, and how to adapt."""
-    from mamlnp import Batch, Task, array, losses, nn
+    from mamlnp import Batch, Task, array, losses, nn, tree
 
     params: dict[str, Any] = {}
     for name, value in arrays.items():
@@ -157,7 +162,7 @@ def _ours(arrays: Arrays, setting: Setting, order: int) -> tuple[Any, Any, Any, 
         batches = [
             Batch(arrays[f"{p}_x"], arrays[f"{p}_y"].argmax(-1)) for p in ("support", "query")
         ]
-    return loss, params, Task(*batches), how
+    return loss, params, tree.map(array, Task(*batches)), how
 
 
 def ours_eager(arrays: Arrays, setting: Setting, order: int) -> Step:
@@ -165,10 +170,7 @@ def ours_eager(arrays: Arrays, setting: Setting, order: int) -> Step:
 
     loss, params, task, how = _ours(arrays, setting, order)
 
-    def step() -> list[np.ndarray]:
-        return [g.numpy() for g in tree.leaves(maml.meta_gradient(loss, params, task, **how)[1])]
-
-    return step
+    return lambda: tree.leaves(maml.meta_gradient(loss, params, task, **how)[1])
 
 
 def ours_compiled(arrays: Arrays, setting: Setting, order: int) -> Step:
@@ -178,7 +180,7 @@ def ours_compiled(arrays: Arrays, setting: Setting, order: int) -> Step:
     # A sine task is too small to be a chunk of its own.
     chunks = 1 if setting["net"] == "mlp" else None
     gradient = parallel.meta_gradient(loss, chunks=chunks, **how)
-    return lambda: [g.numpy() for g in tree.leaves(gradient(params, task)[1])]
+    return lambda: tree.leaves(gradient(params, task)[1])
 
 
 def reference(arrays: Arrays, setting: Setting, order: int) -> Step:
@@ -189,7 +191,7 @@ def reference(arrays: Arrays, setting: Setting, order: int) -> Step:
         for i in range(setting["tasks"]):
             one = arrays | {part: arrays[part][i : i + 1] for part in PARTS}
             for s, g in zip(sums, ours_eager(one, setting, order)(), strict=True):
-                s += g
+                s += g.numpy()
         return sums
 
     return step
@@ -336,7 +338,9 @@ def _torch(conv: str) -> Framework:
     )
 
 
-def torch_loop(arrays: Arrays, setting: Setting, order: int, *, conv: str = "last") -> Step:
+def torch_loop(
+    arrays: Arrays, setting: Setting, order: int, *, conv: str = "last", graphed: bool = False
+) -> Step:
     import torch
 
     framework = _torch(conv)
@@ -353,17 +357,44 @@ def torch_loop(arrays: Arrays, setting: Setting, order: int, *, conv: str = "las
             params = [p - setting["inner_lr"] * g for p, g in zip(params, grads, strict=True)]
         return torch.autograd.grad(query_loss(params, query_x, query_y), theta)
 
-    def step() -> list[np.ndarray]:
+    def step() -> list[Any]:
         sums = list(gradient(*tasks[0]))
         for task in tasks[1:]:  # one graph at a time: faster than all at once, and smaller
             torch._foreach_add_(sums, gradient(*task))
-        return [g.numpy() for g in sums]
+        return sums
 
-    return step
+    return _graphed(step) if graphed else step
+
+
+def _graphed(step: Step) -> Step:
+    """A step of PyTorch's as one CUDA graph."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+
+    def replay() -> list[Any]:
+        graph.replay()
+        return found
+
+    return replay
 
 
 def torch_vmap(
-    arrays: Arrays, setting: Setting, order: int, *, conv: str = "first", compiled: bool = False
+    arrays: Arrays,
+    setting: Setting,
+    order: int,
+    *,
+    conv: str = "first",
+    compiled: bool = False,
+    graphed: bool = False,
 ) -> Step:
     import torch
 
@@ -377,7 +408,11 @@ def torch_vmap(
 
     if compiled:
         gradient = torch.compile(gradient, dynamic=False, fullgraph=True)
-    return lambda: [g.numpy() for g in gradient(params, *data)]
+
+    def step() -> list[Any]:
+        return gradient(params, *data)
+
+    return _graphed(step) if graphed else step
 
 
 def jax_jit(
@@ -419,7 +454,7 @@ def jax_jit(
             every = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))(params, *data)
         return [g.sum(0) for g in every]
 
-    return lambda: [np.asarray(g) for g in gradient(params, *data)]
+    return lambda: gradient(params, *data)
 
 
 def autograd_batches(arrays: Arrays, setting: Setting, order: int) -> Step:
@@ -584,6 +619,43 @@ def seconds(step: Callable[[], Any], times: int) -> list[float]:
     return out
 
 
+def floor_on_cuda(_: Arrays, setting: Setting, order: int) -> Step:
+    """The same on a device."""
+    import cupy
+
+    needed = products(setting, order)
+    rng = np.random.default_rng(0)
+    plan: list[tuple[int, Callable[[], Any]]] = []
+    for product, count in needed.items():
+        batch = 1 if product.shared else product.tasks
+        rows = product.tasks * product.rows // batch
+        i, j, k = {
+            "forward": (rows, product.inputs, product.outputs),
+            "input": (rows, product.outputs, product.inputs),
+            "weight": (product.inputs, rows, product.outputs),
+        }[product.kind]
+        a, b = (
+            cupy.asarray(rng.standard_normal((batch, *sides), np.float32))
+            for sides in ((i, j), (j, k))
+        )
+        out = cupy.empty((batch, i, k), np.float32)
+        pairs = [(a, b)]
+        if product.kind == "input":
+            pairs.append((a, b.swapaxes(1, 2).copy().swapaxes(1, 2)))
+        elif product.kind == "weight":
+            pairs.append((a.swapaxes(1, 2).copy().swapaxes(1, 2), b))
+        ways = [partial(cupy.matmul, *pair, out=out) for pair in pairs]
+        plan.append((count, min(ways, key=lambda run: min(_by_events(run, 4) for _ in range(3)))))
+
+    def step() -> list[np.ndarray]:
+        for count, run in plan:
+            for _ in range(count):
+                run()
+        return []
+
+    return step
+
+
 def floor(_: Arrays, setting: Setting, order: int) -> Step:
     """Every product at its fastest, as often as it is needed."""
     from threadpoolctl import ThreadpoolController
@@ -615,11 +687,69 @@ def floor(_: Arrays, setting: Setting, order: int) -> Step:
     return step
 
 
-def best_rate() -> float:
+def best_rate(device: str) -> float:
     """Operations a second of a large float32 product."""
+    if device == "cuda":
+        import cupy
+
+        a = cupy.ones((8192, 8192), np.float32)
+        out = a.copy()
+        return 2 * 8192**3 / min(_by_events(lambda: cupy.matmul(a, a, out=out), 4) for _ in "123")
     a = np.ones((2048, 2048), np.float32)
     out = a.copy()
     return 2 * 2048**3 / min(seconds(lambda: np.matmul(a, a, out=out), 8))
+
+
+# ---- a device
+
+
+def _by_events(step: Callable[[], Any], times: int) -> float:
+    """Seconds of a step by events on CuPy's stream, which PyTorch's is too."""
+    import cupy
+
+    start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+    start.record()
+    for _ in range(times):
+        step()
+    stop.record()
+    stop.synchronize()
+    return cupy.cuda.get_elapsed_time(start, stop) / 1e3 / times
+
+
+def _by_clock(step: Callable[[], Any], times: int) -> float:
+    """Seconds of a step of JAX's."""
+    import jax
+
+    began = time.perf_counter()
+    for _ in range(times):
+        out = step()
+    jax.block_until_ready(out)
+    return (time.perf_counter() - began) / times
+
+
+def _prepare(name: str, tf32: bool) -> contextlib.AbstractContextManager[Any]:
+    """An implementation's package makes its arrays on the device, within what is returned."""
+    if name.startswith("torch"):
+        import torch
+
+        torch.set_default_device("cuda")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    elif name.startswith("jax"):
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if tf32 else "highest")
+    elif name.startswith("mamlnp"):
+        import mamlnp
+
+        return mamlnp.using_device("cuda")
+    return contextlib.nullcontext()
+
+
+def on_host(x: Any) -> np.ndarray:
+    """An array of any framework's as NumPy's; waits for it."""
+    if hasattr(x, "cpu"):
+        x = x.detach().cpu()
+    return x.numpy() if hasattr(x, "numpy") else np.asarray(x)
 
 
 # ---- one process each
@@ -640,6 +770,16 @@ IMPLEMENTATIONS: dict[str, Callable[[Arrays, Setting, int], Step]] = {
     "jax vmap, patches": partial(jax_jit, conv="patches"),
     "autograd": autograd_batches,
 }
+ON_CUDA: dict[str, Callable[[Arrays, Setting, int], Step]] = {
+    **{name: step for name, step in IMPLEMENTATIONS.items() if name != "autograd"},
+    "torch loop, CUDA graph": partial(torch_loop, graphed=True),
+    "torch vmap, CUDA graph": partial(torch_vmap, graphed=True),
+    "torch vmap, patches, CUDA graph": partial(torch_vmap, conv="patches", graphed=True),
+    "torch compile, CUDA graph": partial(torch_vmap, compiled=True, graphed=True),
+    "torch compile, patches, CUDA graph": partial(
+        torch_vmap, conv="patches", compiled=True, graphed=True
+    ),
+}
 OTHERS = {"reference": reference, "floor": floor}
 
 
@@ -647,25 +787,35 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def work(name: str, setting: Setting, order: int, folder: Path) -> None:
-    """Write the gradient; then answer each number read with the median of so many steps."""
+def work(name: str, setting: Setting, order: int, folder: Path, device: str, *, tf32: bool) -> None:
+    """Write the gradient; then answer each number read with the median of so many steps, or on a
+    device with their mean."""
     with contextlib.suppress(OSError):  # should memory run out, let it end this and nothing else
         Path("/proc/self/oom_score_adj").write_text("1000")
     arrays = tensors(setting)
     if name == "reference":
         arrays = {k: v.astype(np.float64) for k, v in arrays.items()}
-    step = (IMPLEMENTATIONS | OTHERS)[name](arrays, setting, order)
-    np.savez(folder / "gradient.npz", *step())
+    known, place = IMPLEMENTATIONS | OTHERS, contextlib.nullcontext()
+    if device == "cuda" and name != "reference":
+        known, place = ON_CUDA | {"floor": floor_on_cuda}, _prepare(name, tf32)
+    with place:
+        step = known[name](arrays, setting, order)
+    np.savez(folder / "gradient.npz", *map(on_host, step()))
+
+    def measured(times: int) -> float:
+        if device == "cpu":  # in NumPy's arrays, which waits for those who compute meanwhile
+            return statistics.median(seconds(lambda: list(map(on_host, step())), times))
+        return (_by_clock if name.startswith("jax") else _by_events)(step, times)
+
     answer = {"seconds": 0.0}
     if name != "reference":
-        warm = seconds(step, 1)
-        warm += seconds(step, min(20, int(BLOCK_SECONDS / warm[0])))
-        answer["seconds"] = statistics.median(warm)
+        answer["seconds"] = measured(1)
+        answer["seconds"] = measured(min(20, 1 + int(BLOCK_SECONDS / answer["seconds"])))
     if name == "floor":
-        answer["rate"] = best_rate()
+        answer["rate"] = best_rate(device)
     print(json.dumps(answer), flush=True)
     for line in sys.stdin:
-        print(json.dumps({"seconds": statistics.median(seconds(step, int(line)))}), flush=True)
+        print(json.dumps({"seconds": measured(int(line))}), flush=True)
     # Linux counts in KiB, macOS in bytes.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}))
@@ -679,7 +829,14 @@ class Worker:
     """An implementation in a process of its own, on so many cores; made when it is warm."""
 
     def __init__(
-        self, name: str, setting: str, order: int, cores: int, folder: Path, limit: float
+        self,
+        name: str,
+        setting: str,
+        order: int,
+        cores: int,
+        folder: Path,
+        limit: float,
+        device: list[str],
     ) -> None:
         self.name, self.cores, self.folder, self.limit = name, cores, folder, limit
         self.times: list[float] = []
@@ -690,8 +847,11 @@ class Worker:
             **os.environ,
             "MALLOC_MMAP_THRESHOLD_": str(2**33),
             "MALLOC_TRIM_THRESHOLD_": str(2**34),
+            "JAX_PLATFORMS": "cuda" if "cuda" in device else "cpu",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the device is everybody's
+            "CUPY_TF32": "1" if "--tf32" in device else "0",
         }
-        command = [sys.executable, __file__, "--setting", setting, "--order", str(order)]
+        command = [sys.executable, __file__, "--setting", setting, "--order", str(order), *device]
         folder.mkdir()
         with (folder / "errors").open("w") as errors:
             self.process = subprocess.Popen(
@@ -766,15 +926,18 @@ def saved_gradient(worker: Worker) -> list[np.ndarray]:
 def compare(setting: str, order: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row an implementation."""
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        device = ["--device", options.device, *(["--tf32"] if options.tf32 else [])]
+        agreement = TF32_AGREEMENT if options.tf32 else AGREEMENT
 
         def start(name: str, cores: int, limit: float = threading.TIMEOUT_MAX) -> Worker:
-            worker = Worker(name, setting, order, cores, Path(scratch) / f"{name} {cores}", limit)
+            folder = Path(scratch) / f"{name} {cores}"
+            worker = Worker(name, setting, order, cores, folder, limit, device)
             stack.callback(worker.end)
             return worker
 
         def fastest(name: str) -> Worker:
             worker = start(name, usable_cores(), options.limit)
-            if worker.seconds > SHORT_SECONDS or worker.cores == 1:
+            if worker.seconds > SHORT_SECONDS or worker.cores == 1 or options.device == "cuda":
                 return worker
             quick, slow = sorted((worker, start(name, 1, options.limit)), key=lambda w: w.seconds)
             slow.end()
@@ -784,13 +947,14 @@ def compare(setting: str, order: int, options: argparse.Namespace) -> list[dict[
         exact.end()
         floor = start("floor", usable_cores())
         workers: list[Worker] = []
-        for name in options.implementation or IMPLEMENTATIONS:
+        every = IMPLEMENTATIONS if options.device == "cpu" else ON_CUDA
+        for name in options.implementation or every:
             if SETTINGS[setting]["net"] == "mlp" and ("patches" in name or name == "jax map"):
                 continue
             try:
                 worker = fastest(name)
                 worker.apart = distance(saved_gradient(worker), saved_gradient(exact))
-                if not worker.apart < AGREEMENT:
+                if not worker.apart < agreement:
                     raise LeftOutError(f"its meta-gradient is off by {worker.apart:.1e}")
                 if worker.seconds > HOPELESS * min((w.seconds for w in workers), default=np.inf):
                     for _ in range(3):
@@ -812,6 +976,8 @@ def compare(setting: str, order: int, options: argparse.Namespace) -> list[dict[
             "setting": setting,
             "order": order,
             "implementation": worker.name,
+            "device": options.device,
+            "tf32": options.tf32,
             "cores": worker.cores,
             "median_ms": statistics.median(worker.times),
             "spread_ms": worker.spread(),
@@ -872,7 +1038,7 @@ def summary(rows: list[dict[str, Any]]) -> None:
             )
 
 
-def versions() -> dict[str, Any]:
+def versions(device: str) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     from threadpoolctl import threadpool_info
@@ -883,6 +1049,11 @@ def versions() -> dict[str, Any]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
+    if device == "cuda":
+        import mamlnp
+
+        with mamlnp.using_device("cuda"):
+            found["device"] = mamlnp.backend.described()
     blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     return found | {"blas": [f"{b['internal_api']} {b.get('architecture')}" for b in blas]}
 
@@ -891,7 +1062,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--setting", choices=SETTINGS, action="append", help="default: all")
     parser.add_argument("--order", type=int, choices=(1, 2), help="default: both")
-    parser.add_argument("--implementation", choices=IMPLEMENTATIONS, action="append")
+    parser.add_argument("--implementation", choices=ON_CUDA | IMPLEMENTATIONS, action="append")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--tf32", action="store_true", help="products on tensor cores; cuda only")
     parser.add_argument("--repeats", type=int, default=20, help="blocks an implementation")
     parser.add_argument("--limit", type=float, default=300, help="seconds to get ready in")
     parser.add_argument("--json", type=Path, help="write the rows here")
@@ -899,10 +1072,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.work:
         name, folder = options.work
-        return work(name, SETTINGS[options.setting[0]], options.order, Path(folder))
+        setting = SETTINGS[options.setting[0]]
+        return work(name, setting, options.order, Path(folder), options.device, tf32=options.tf32)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the workers end too
     settings = {name: SETTINGS[name] for name in options.setting or SETTINGS}
-    result: dict[str, Any] = {"versions": versions(), "settings": settings, "rows": []}
+    result: dict[str, Any] = {
+        "versions": versions(options.device),
+        "settings": settings,
+        "rows": [],
+    }
     print(result["versions"])
     for setting in settings:
         for order in (options.order,) if options.order else (1, 2):

@@ -150,7 +150,7 @@ def there(function):
 
     def moved(*args, **kwargs):
         assert not any(isinstance(x, np.ndarray) for x in args)
-        out = function(*map(here, args), **kwargs)
+        out = function(*map(here, args), **{k: here(x) for k, x in kwargs.items()})
         return Elsewhere(out) if isinstance(out, np.ndarray | np.generic) else out
 
     return moved

@@ -346,7 +346,7 @@ def test_results_share_no_memory():
     (a, b), (c, d) = draws((3, 3), (3, 3))
     compiled = ml.compile(f)
     results = [array_.value for args in ((a, b), (a, b), (c, d)) for array_ in compiled(*args)]
-    everything = [*results, a, b, c, d, KNOWN.value, *(r._block for r in only(compiled)._idle)]
+    everything = [*results, a, b, c, d, KNOWN.value, *(r._block for r in only(compiled).replays)]
     for i, x in enumerate(everything):
         assert not any(np.shares_memory(x, y) for y in everything[i + 1 :])
     assert all(x.flags.owndata and x.flags.c_contiguous for x in results)
@@ -519,7 +519,7 @@ def test_a_replay_that_failed_is_used_again():
         compiled(x, np.array([0]))
         with pytest.raises(ShapeError):
             compiled(x, np.array([3]))
-    assert len(only(compiled)._idle) == 1
+    assert len(only(compiled).replays) == 1
 
 
 # ---- transforms

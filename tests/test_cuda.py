@@ -287,8 +287,8 @@ def test_what_no_kernel_does_runs_between_two_graphs() -> None:
         expected = f(ml.array(x + shift), ml.array(n))
         assert_agree(compiled(on_device(x + shift), on_device(n)), expected)
     device = importlib.import_module("mamlnp.compile.device")
-    (replay,) = compiled.latest()._idle
-    kinds = [isinstance(segment, device.Segment) for segment in replay._segments]
+    (replay,) = compiled.latest().replays
+    kinds = [isinstance(segment, device.Segment) for segment in replay.segments]
     assert kinds[0]
     assert kinds[-1]
     assert False in kinds

@@ -40,6 +40,7 @@ class Traced:
         graph: after all passes.
         counts: how many operations there were when traced, and after each pass.
         plan: what is run.
+        replays: of the plan, those that no thread is running.
     """
 
     def __init__(
@@ -74,18 +75,18 @@ class Traced:
         self.plan = Plan(self.graph, todo, products=libraries, reuse="memory" not in without)
         where = host if on_host else importlib.import_module(f"{__name__}.device")
         self._replay: Callable[[Plan], Any] = where.Replay
-        self._idle: list[Any] = []
+        self.replays: list[Any] = []
 
     def __call__(self, values: list[Any]) -> Any:
         """The results for these inputs; raises BadDataError."""
         try:
-            replay = self._idle.pop()
+            replay = self.replays.pop()
         except IndexError:
             replay = self._replay(self.plan)
         try:
             results = replay(values)
         finally:
-            self._idle.append(replay)
+            self.replays.append(replay)
         rest = iter(results)
         return tree.map(lambda x: Array(next(rest)) if x.__class__ is Array else x, self.out)
 

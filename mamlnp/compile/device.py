@@ -16,6 +16,7 @@ import numpy as np
 from ..backend import cuda, cuda_source, namespace_of, to_device
 from ..backend.cuda_source import Kernel
 from ..backend.generated import LoopNest
+from .fuse import Step
 from .plan import Arena, At, BadDataError, Eager, Plan, Row
 from .trace import Node
 
@@ -23,10 +24,16 @@ Launch = Callable[[], None]
 
 
 class Segment:
-    """Launches that follow one another with nothing of CuPy's in between."""
+    """Launches that follow one another with nothing of CuPy's in between.
+
+    Attributes:
+        launches: in order.
+        steps: of which step of the plan each is.
+    """
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
+        self.steps: list[Step] = []
         self._graph: Launch | None = None
 
     def __call__(self) -> None:
@@ -44,7 +51,12 @@ class Segment:
 
 
 class Replay:
-    """A plan with memory of its own: not for two threads at once."""
+    """A plan with memory of its own: not for two threads at once.
+
+    Attributes:
+        plan: what is run.
+        segments: in order; a Node is an operation that CuPy does.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -56,19 +68,20 @@ class Replay:
         self._flag = cuda.flag()
         for node, data in plan.constants.items():
             self._array(node)[...] = to_device(data, "cuda")
-        self._segments: list[Segment | Node] = []
+        self.segments: list[Segment | Node] = []
         kernels: list[tuple[Segment, int, Kernel]] = []  # and where their launches go
-        for row in plan.rows:
+        for step, row in zip(plan.steps, plan.rows, strict=True):
             if isinstance(row, Eager):
-                self._segments.append(row.node)
+                self.segments.append(row.node)
                 continue
-            if not self._segments or isinstance(self._segments[-1], Node):
-                self._segments.append(Segment())
-            segment: Any = self._segments[-1]
+            if not self.segments or isinstance(self.segments[-1], Node):
+                self.segments.append(Segment())
+            segment: Any = self.segments[-1]
             for launch in self._launches(row):
                 if isinstance(launch, Kernel):
                     kernels.append((segment, len(segment.launches), launch))
                 segment.launches.append(launch)
+                segment.steps.append(step)
         inputs = cuda_source.copies(plan.inputs)
         outputs = cuda_source.copies(plan.outputs)
         every = [kernel for _, _, kernel in kernels]
@@ -90,7 +103,7 @@ class Replay:
         """
         plan, xp = self.plan, namespace_of(self._block)
         self._copy(self._enter, values, plan.inputs, out=False)
-        for segment in self._segments:
+        for segment in self.segments:
             if isinstance(segment, Node):
                 self._eager(segment)
             else:

@@ -438,7 +438,7 @@ class Plan:
             "operations: " + ", ".join(f"{n} {name}" for name, n in counts.items()),
         ]
         for i, step in enumerate(self.steps):
-            lines.append(f"{i:5} {operations(step):>12,}  {_sentence(step)}")
+            lines.append(f"{i:5} {operations(step):>12,}  {sentence(step)}")
         return "\n".join(lines)
 
 
@@ -456,7 +456,8 @@ def operations(step: Step) -> int:
     return step.size
 
 
-def _sentence(step: Step) -> str:
+def sentence(step: Step) -> str:
+    """What a step does, for a person to read."""
     if isinstance(step, Node):
         return f"{step!r} of {', '.join(map(repr, step.args))}"
     found = Counter(node.op for node in step.inside if node not in step.roots)
