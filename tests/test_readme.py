@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import standin
 from PIL import Image
 
 from mamlnp.cli import EXPERIMENTS, main
@@ -58,8 +59,10 @@ def test_python_block_runs(block: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_python_of_a_page_runs_in_order(page: Path) -> None:
+def test_the_python_of_a_page_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {}
+    if page.stem == "cuda" and not standin.has_device():
+        standin.installed(monkeypatch)
     for block in blocks(page):
         exec(compile(block, "a block", "exec"), names)
 
