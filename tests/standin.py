@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from mamlnp import backend
+from mamlnp.backend import cublas
 from mamlnp.errors import DeviceError
 
 COMPILER = shutil.which("g++")
@@ -281,8 +282,8 @@ def strided(address, dtype, shape, strides):
     return np.ndarray(shape, kind, memory, 0, bytes_)
 
 
-def gemm(handle, ta, tb, m, n, k, alpha, a, a_type, lda, sa, b, b_type, ldb, sb, beta, c, c_type,
-         ldc, sc, batch, within, algorithm):  # fmt: skip
+def gemm(device, stream, ta, tb, m, n, k, alpha, a, a_type, lda, sa, b, b_type, ldb, sb, beta,
+         c, c_type, ldc, sc, batch, within):  # fmt: skip
     """cuBLAS's gemmStridedBatchedEx: matrices count columns first."""
     assert a_type == b_type == c_type and (a_type == 0) == (within == 68)
     dtype = [np.float32, np.float64][a_type]
@@ -309,12 +310,8 @@ class OutOfMemoryError(MemoryError):
     pass
 
 
-CUBLAS = types.SimpleNamespace(
-    CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_32F_FAST_TF32=77, CUBLAS_COMPUTE_64F=70,
-    CUBLAS_GEMM_DEFAULT=-1, gemmStridedBatchedEx=gemm,
-)  # fmt: skip
 RUNTIME = types.SimpleNamespace(
-    CUDA_R_32F=0, CUDA_R_64F=1, getDeviceCount=lambda: 1, memGetInfo=lambda: (10**9, 2 * 10**9),
+    getDeviceCount=lambda: 1, memGetInfo=lambda: (10**9, 2 * 10**9),
     getDeviceProperties=lambda _: {"name": b"a stand-in"}, memsetAsync=memset,
     runtimeGetVersion=lambda: 12040,
 )  # fmt: skip
@@ -328,12 +325,10 @@ class CuPy(types.ModuleType):
     RawModule = RawModule
     cuda = types.SimpleNamespace(
         runtime=RUNTIME,
-        cublas=CUBLAS,
         Device=lambda: types.SimpleNamespace(id=0),
         Stream=Stream,
         get_current_stream=lambda: types.SimpleNamespace(ptr=0),
         alloc_pinned_memory=bytearray,
-        device=types.SimpleNamespace(get_cublas_handle=lambda: 0),
         memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     )
 
@@ -351,6 +346,7 @@ class CuPy(types.ModuleType):
 def installed(monkeypatch):
     """Put the stand-in in CuPy's place for the rest of a test."""
     monkeypatch.setitem(sys.modules, "cupy", CuPy("cupy"))
+    monkeypatch.setattr(cublas, "product", gemm)
     for name in ("mamlnp.backend.cuda", "mamlnp.compile.device"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(backend, "namespaces", backend.namespaces)  # restored with what is in it

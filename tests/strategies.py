@@ -207,7 +207,7 @@ class Program:
         if not x.size:
             return None
         last = np.array([0, x.size - 1, -1])
-        return name, [i], lambda x: ml.take(x, last)
+        return name, [i], lambda x: ml.take(x, array(last))
 
 
 def gram(x):

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import standin
 from hypothesis import HealthCheck, given, settings, strategies as st
+from strategies import Program
 
 import mamlnp as ml
 from mamlnp import backend, checks, optim, parallel, tree
-from mamlnp.backend import cuda_source, reference
+from mamlnp.backend import cublas, cuda_source, reference
 from mamlnp.errors import CaptureError, DeviceError, ShapeError
 from mamlnp.gradcheck import TOLERANCES
 
@@ -70,7 +71,7 @@ def sources(monkeypatch: Any) -> Any:
     kept = Sources()
     cupy = importlib.import_module("mamlnp.backend.cuda").cupy
     monkeypatch.setattr(cupy, "RawModule", kept)
-    monkeypatch.setattr(cupy.cuda.cublas, "gemmStridedBatchedEx", lambda *_: None)
+    monkeypatch.setattr(cublas, "product", lambda *_: None)
     with backend.using_device("cuda"):
         yield kept
 
@@ -192,13 +193,13 @@ def meta_step(name: str, dtype: Any) -> tuple[Any, Any]:
     return parallel.meta_step(loss, optimizer=optimizer, **inner), (params, state, task)
 
 
-def assert_agree(got: Any, expected: Any, dtype: Any = np.float64) -> None:
+def assert_agree(got: Any, expected: Any, dtype: Any = np.float64, scale: float = 1.0) -> None:
     tolerance = TOLERANCES["float32" if dtype == np.float32 else "rounding"]
     for a, b in zip(tree.leaves(got), tree.leaves(expected), strict=True):
         assert a.device.startswith("cuda")
         a, b = (x.numpy() if isinstance(x, ml.Array) else np.asarray(x) for x in (a, b))
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        bound = tolerance * max(1.0, np.abs(b).max(initial=0, where=np.isfinite(b)))
+        bound = tolerance * max(scale, np.abs(b).max(initial=0, where=np.isfinite(b)))
         np.testing.assert_allclose(a, b, rtol=0, atol=bound)
 
 
@@ -272,6 +273,26 @@ def test_reductions_of_all_sides() -> None:
     for _ in range(2):
         given = tree.map(on_device, (arrays, numbers))
         assert_agree(compiled(*given), f(*tree.map(ml.array, (arrays, numbers))))
+
+
+@settings(parent=same, max_examples=30 if standin.has_device() else 5)
+@given(data=st.data())
+def test_random_programs_are_replayed_with_their_gradients(cuda: Any, data: Any) -> None:
+    program = Program(data, np.float64, most=20)
+
+    def f(*inputs: Any) -> Any:
+        def total(inputs: Any) -> Any:
+            return sum((out * (i + 1)).sum() for i, out in enumerate(program(*inputs)))
+
+        return program(*inputs), ml.grad(total)(list(inputs))
+
+    compiled, calls = ml.compile(f), [program.arguments(seed) for seed in (1, 2, 3)]
+    expected = [f(*map(ml.array, inputs)) for inputs in calls]
+    sizes = [x.numpy() for x in tree.leaves(expected) if x.dtype.kind == "f" and x.size]
+    scale = max((float(np.abs(x).max()) for x in sizes), default=1.0)
+    with backend.using_device("cuda"):
+        for inputs, wanted in zip(calls, expected, strict=True):
+            assert_agree(compiled(*map(ml.array, inputs)), wanted, scale=scale)
 
 
 @pytest.mark.usefixtures("cuda")
@@ -358,10 +379,9 @@ def test_products_are_in_tf32_where_asked_for(monkeypatch: Any) -> None:
     cuda, kinds = importlib.import_module("mamlnp.backend.cuda"), []
 
     def product(*args: Any) -> None:
-        kinds.append(args[-2])
+        kinds.append(args[-1])
 
-    cublas = cuda.cupy.cuda.cublas
-    monkeypatch.setattr(cublas, "gemmStridedBatchedEx", product)
+    monkeypatch.setattr(cublas, "product", product)
     monkeypatch.delenv("CUPY_TF32", raising=False)
     for dtype, setting in ((np.float32, "0"), (np.float32, "1"), (np.float64, "1")):
         monkeypatch.setenv("CUPY_TF32", setting)
@@ -369,9 +389,9 @@ def test_products_are_in_tf32_where_asked_for(monkeypatch: Any) -> None:
         ml.compile(lambda x: x @ x)(x)
     assert cuda.products_type() == "TF32"
     first, second, third = kinds[0], kinds[2], kinds[4]
-    assert first == cublas.CUBLAS_COMPUTE_32F
-    assert second == cublas.CUBLAS_COMPUTE_32F_FAST_TF32
-    assert third == cublas.CUBLAS_COMPUTE_64F
+    assert first == cublas.COMPUTE_FLOAT32
+    assert second == cublas.COMPUTE_TF32
+    assert third == cublas.COMPUTE_FLOAT64
 
 
 # ---- the seam

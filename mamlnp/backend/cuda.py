@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
+from . import cublas
 from .cuda_source import Kernel, element, program
 from .reference import Padding, Size, check_windows, window_counts
 
@@ -136,23 +137,21 @@ def product(code: str, words: Sequence[Any]) -> Callable[[], None]:
     Returns:
         What launches it on the current stream.
     """
-    cublas, runtime = cupy.cuda.cublas, cupy.cuda.runtime
     batch, ta, tb, n, m, k, a, lda, sa, b, ldb, sb, c, ldc, sc, beta = words
     number = np.float32 if code == "f4" else np.float64
     scalars = np.array([1, beta], number)  # read when the product is launched, or captured
     one, add = scalars.ctypes.data, scalars.ctypes.data + scalars.itemsize
     if code == "f8":
-        kind, within = runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F
-    elif products_type() == "TF32":
-        kind, within = runtime.CUDA_R_32F, cublas.CUBLAS_COMPUTE_32F_FAST_TF32
+        kind, within = cublas.FLOAT64, cublas.COMPUTE_FLOAT64
     else:
-        kind, within = runtime.CUDA_R_32F, cublas.CUBLAS_COMPUTE_32F
+        tf32 = products_type() == "TF32"
+        kind, within = cublas.FLOAT32, cublas.COMPUTE_TF32 if tf32 else cublas.COMPUTE_FLOAT32
 
     def launch(_keep: Any = scalars) -> None:
         # cuBLAS counts columns first: it is asked for c' = b' a'.
-        cublas.gemmStridedBatchedEx(
-            cupy.cuda.device.get_cublas_handle(), tb, ta, m, n, k, one, b, kind, ldb, sb,
-            a, kind, lda, sa, add, c, kind, ldc, sc, batch, within, cublas.CUBLAS_GEMM_DEFAULT,
+        cublas.product(
+            cupy.cuda.Device().id, cupy.cuda.get_current_stream().ptr, tb, ta, m, n, k, one,
+            b, kind, ldb, sb, a, kind, lda, sa, add, c, kind, ldc, sc, batch, within,
         )  # fmt: skip
 
     return launch

@@ -136,7 +136,7 @@ class Replay:
             return [kernel] if kernel.grid[0] else []
         name, code = row.kernel
         if name == "product":
-            words = [self._address(w) if isinstance(w, At) else w for w in row.words]
+            words = [int(self._address(w) if isinstance(w, At) else w) for w in row.words]
             return [cuda.product(code, words)]
         out = [w.node for w in row.words if isinstance(w, At) and w.node is not None][-1]
         count = row.words[3] if name == "put" else out.size
