@@ -43,6 +43,7 @@ setup(
     ],
     extras_require={
         "cuda": ["cupy-cuda12x>=13.2"],
+        "cuda13": ["cupy-cuda13x>=13.6"],
         "rl": RL,
         "mpi": ["mpi4py>=4.0"],
         "docs": ["mkdocs-material>=9.5"],

@@ -135,7 +135,7 @@ def _cuda() -> Any:
     if found.cupy is None:
         raise DeviceError(
             "cuda: needs CuPy, which is not installed. Run: pip install 'mamlnp[cuda]' for CUDA "
-            "12, or install cupy-cuda13x for CUDA 13."
+            "12, 'mamlnp[cuda13]' for CUDA 13."
         )
     try:
         count = found.cupy.cuda.runtime.getDeviceCount()
