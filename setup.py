@@ -38,6 +38,7 @@ setup(
         "tyro>=0.9.2",
         "tqdm>=4.66",
         "safetensors>=0.4.5",
+        "filelock>=3.13",
         "pooch>=1.8",
         "threadpoolctl>=3.5",
     ],

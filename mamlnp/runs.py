@@ -1,25 +1,29 @@
 """One run = one folder: ``config.json``, ``metrics.csv``, ``checkpoint.safetensors``, pictures.
 
-Whatever stops a run leaves it usable: files are replaced whole, and metrics are dropped on resuming
-where they went past the checkpoint. Randomness is counted (:func:`mamlnp.tasks.counted_rng`), so a
-checkpoint is arrays and an iteration number, and continuing from it gives bit for bit what an
-unbroken run gives.
+Whatever stops a run leaves it usable: files are replaced whole, the checkpoint before the last is
+kept and used where the last is damaged, and metrics are dropped on resuming where they went past
+the checkpoint. One process at a time trains in a folder. Randomness is counted
+(:func:`mamlnp.tasks.counted_rng`), so a checkpoint is arrays and an iteration number, and continuing
+from it gives bit for bit what an unbroken run gives.
 """
 
 import csv
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import filelock
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -31,6 +35,8 @@ from .errors import DataError
 CONFIG = "config.json"
 METRICS = "metrics.csv"
 CHECKPOINT = "checkpoint.safetensors"
+PREVIOUS = "checkpoint-previous.safetensors"
+LOCK = ".lock"
 EVALUATION = "evaluation.json"
 
 Config = TypeVar("Config")
@@ -110,7 +116,7 @@ class Run:
             writer.writerow([iteration, *row.values()])
 
     def save(self, iteration: int, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Replace the checkpoint.
+        """Replace the checkpoint, and keep the one before it as checkpoint-previous.safetensors.
 
         Equal runs have equal checkpoints, byte for byte, where their ``meta`` is equal.
 
@@ -129,21 +135,53 @@ class Run:
             with _explained(metrics):
                 _to_disk(metrics)
         checkpoint = Checkpoint(self.experiment, self.config, iteration, arrays, meta, versions())
-        write_checkpoint(self.path / CHECKPOINT, checkpoint)
+        write_checkpoint(self.path / CHECKPOINT, checkpoint, self.path / PREVIOUS)
 
     def load(self) -> Checkpoint:
-        """Read the checkpoint.
+        """Read the checkpoint; where it is damaged, the one before it, which is said in one line on
+        stderr.
 
         Raises:
-            DataError: there is none, or it is damaged.
+            DataError: there is none, or both are damaged.
         """
-        path = self.path / CHECKPOINT
-        if not path.exists():
+        path, previous = self.path / CHECKPOINT, self.path / PREVIOUS
+        if not path.exists() and not previous.exists():
             raise DataError(
                 f"{path}: there is no checkpoint. The run was stopped before its first one: "
                 "begin a new run."
             )
-        return read_checkpoint(path)
+        try:
+            return read_checkpoint(path)
+        except DataError as error:
+            if not previous.exists():
+                raise
+            before = read_checkpoint(previous)
+            print(f"{error} Taken instead: {previous}, of iteration {before.iteration}.",
+                  file=sys.stderr)  # fmt: skip
+            return before
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in the folder meanwhile.
+
+        Raises:
+            DataError: one does already.
+        """
+        with _explained(self.path):
+            lock = filelock.FileLock(self.path / LOCK)
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout as error:
+                raise DataError(
+                    f"{self.path}: another process is training in this folder. Wait for it, or "
+                    "choose another folder."
+                ) from error
+        try:
+            for left in self.path.glob(".*.[0-9]*.*"):  # half-written by a process that was killed
+                left.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
 
     def resume(self) -> Checkpoint:
         """Read the checkpoint and drop the rows of metrics.csv that came after it.
@@ -221,8 +259,8 @@ def config_as(
         ) from error
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Replace a checkpoint's file, whole or not at all.
+def write_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
+    """Replace a checkpoint's file, whole or not at all; the old one becomes ``previous``.
 
     Raises:
         DataError: the file cannot be written; an old one is left as it was.
@@ -231,10 +269,22 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     leaves: dict[str, np.ndarray] = {}
     record = {**checkpoint._asdict(), "tree": _taken_apart(checkpoint.arrays, "", leaves)}
     del record["arrays"]
+    record["sha256"] = _sha256(leaves)
     # One entry: safetensors writes several in an order that changes from process to process.
     content = safetensors.numpy.save(leaves, {"mamlnp": json.dumps(record)})
     with atomic_write(path) as partial:
         partial.write_bytes(content)
+        if previous is not None and path.exists():
+            with atomic_write(previous) as kept:
+                shutil.copyfile(path, kept)
+
+
+def _sha256(leaves: Mapping[str, np.ndarray]) -> str:
+    """Of the arrays, one after another in the order of their names."""
+    found = hashlib.sha256()
+    for name in sorted(leaves):
+        found.update(leaves[name].tobytes())
+    return found.hexdigest()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -246,7 +296,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             record = json.loads(file.metadata()["mamlnp"])
-            arrays = _put_together(record.pop("tree"), "", file.get_tensor)
+            expected = record.pop("sha256", None)
+            leaves = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if expected not in (None, _sha256(leaves)):
+                raise ValueError("its arrays are not those that were written")
+            arrays = _put_together(record.pop("tree"), "", leaves.__getitem__)
             saved = Checkpoint(arrays=arrays, **record)
             _check_record(saved.experiment, saved.config, saved.versions, saved.meta, saved.arrays)
             return saved
@@ -367,6 +421,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             yield partial
             _to_disk(partial)
             partial.replace(path)
+            _entries_to_disk(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -460,8 +515,8 @@ def _taken_apart(tree: Any, name: str, leaves: dict[str, np.ndarray]) -> Any:
             f"save: {name} is {getattr(tree, 'dtype', type(tree).__name__)}. "
             "Give nested dicts of NumPy arrays of floats, integers or booleans."
         )
-    # safetensors takes the memory as it lies, whatever the strides say.
-    leaves[name] = np.asarray(tree, order="C")
+    # safetensors takes the memory as it lies, whatever the strides and the byte order say.
+    leaves[name] = np.asarray(tree, tree.dtype.newbyteorder("="), order="C")
     return None
 
 
@@ -477,6 +532,16 @@ def _put_together(tree: Any, name: str, read: Callable[[str], np.ndarray]) -> An
 def _to_disk(path: Path) -> None:
     with path.open("r+b") as file:
         os.fsync(file.fileno())
+
+
+def _entries_to_disk(folder: Path) -> None:
+    """So that a new name outlives a power cut, too; where a folder can be opened."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -120,6 +120,7 @@ def train(
         run.save(done, arrays, {"best": best, "wall_seconds": wall})
 
     with (
+        run.locked(),
         _asked_to_stop() as asked,
         _progress(run, start, iterations) as bar,
         ThreadPoolExecutor(1, thread_name_prefix="draw") as ahead,

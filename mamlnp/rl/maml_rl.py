@@ -168,6 +168,8 @@ class Learner:
         meta: the functions of theta.
         optimizer: of a plain meta-update; without one it is a trust region's.
         max_divergence: the trust region: mean KL of the adapted policies, in nats.
+        curvature_tasks: how many of the tasks the divergence's Hessian is taken from, which decides
+            the step's direction and nothing else; all if not given.
         discount, gae_lambda: of the advantages.
         threads: how many run at once; as many as there are cores if not given.
         compiled: replay plans instead of running operation by operation.
@@ -179,6 +181,7 @@ class Learner:
         *,
         optimizer: Optimizer | None = None,
         max_divergence: float = 0.01,
+        curvature_tasks: int | None = None,
         discount: float = 0.99,
         gae_lambda: float = 1.0,
         threads: int | None = None,
@@ -188,6 +191,7 @@ class Learner:
             return parallel.over_tasks(f, threads=threads, compiled=compiled)
 
         self.meta, self._optimizer, self._max_divergence = meta, optimizer, max_divergence
+        self._curvature_tasks = curvature_tasks
         self._returns = {"discount": discount, "gae_lambda": gae_lambda}
         self._adapted = over(lambda lr, task: meta.descend(*task, lr=lr))
         self._acting = over(lambda _, task: meta.policy.distribution(*task))
@@ -220,15 +224,18 @@ class Learner:
             task = tree.map(lambda leaf: leaf[finite], task)
 
         def mean(found: Iterable[np.ndarray]) -> np.ndarray:
-            return np.sum(list(found), axis=0) / len(finite)
+            every = list(found)
+            return np.sum(every, axis=0) / len(every)
 
         gradient = mean(gradients[i] for i in finite)
         if self._optimizer is not None:
             stepped = self._optimizer.update(params, like(params, gradient), state)
             return Update(*stepped, None, left_out)
 
+        some = tree.map(lambda leaf: leaf[: self._curvature_tasks], task)
+
         def product(vector: np.ndarray) -> np.ndarray:
-            return mean(map(flat, self._product((params, like(params, vector)), task)))
+            return mean(map(flat, self._product((params, like(params, vector)), some)))
 
         def evaluate(theta: np.ndarray) -> tuple[float, float]:
             loss, divergence = mean(map(flat, self._surrogate(like(params, theta), task)))
