@@ -3,8 +3,8 @@
 Whatever stops a run leaves it usable: files are replaced whole, the checkpoint before the last is
 kept and used where the last is damaged, and metrics are dropped on resuming where they went past
 the checkpoint. One process at a time trains in a folder. Randomness is counted
-(:func:`mamlnp.tasks.counted_rng`), so a checkpoint is arrays and an iteration number, and continuing
-from it gives bit for bit what an unbroken run gives.
+(:func:`mamlnp.tasks.counted_rng`), so a checkpoint is arrays and an iteration number, and
+continuing from it gives bit for bit what an unbroken run gives.
 """
 
 import csv
