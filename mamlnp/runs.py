@@ -269,7 +269,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None =
     leaves: dict[str, np.ndarray] = {}
     record = {**checkpoint._asdict(), "tree": _taken_apart(checkpoint.arrays, "", leaves)}
     del record["arrays"]
-    record["sha256"] = _sha256(leaves)
+    record["sha256"] = _sha256(record, leaves)
     # One entry: safetensors writes several in an order that changes from process to process.
     content = safetensors.numpy.save(leaves, {"mamlnp": json.dumps(record)})
     with atomic_write(path) as partial:
@@ -279,11 +279,13 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None =
                 shutil.copyfile(path, kept)
 
 
-def _sha256(leaves: Mapping[str, np.ndarray]) -> str:
-    """Of the arrays, one after another in the order of their names."""
-    found = hashlib.sha256()
+def _sha256(record: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> str:
+    """Of a checkpoint: what stands in JSON, then its arrays in the order of their names."""
+    found = hashlib.sha256(json.dumps(record).encode())
     for name in sorted(leaves):
-        found.update(leaves[name].tobytes())
+        leaf = leaves[name]
+        found.update(f"{name} {leaf.dtype.str} {leaf.shape}".encode())
+        found.update(leaf.tobytes())
     return found.hexdigest()
 
 
@@ -298,8 +300,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             record = json.loads(file.metadata()["mamlnp"])
             expected = record.pop("sha256", None)
             leaves = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if expected not in (None, _sha256(leaves)):
-                raise ValueError("its arrays are not those that were written")
+            if expected not in (None, _sha256(record, leaves)):
+                raise ValueError("it does not have the checksum it was written with")
             arrays = _put_together(record.pop("tree"), "", leaves.__getitem__)
             saved = Checkpoint(arrays=arrays, **record)
             _check_record(saved.experiment, saved.config, saved.versions, saved.meta, saved.arrays)
