@@ -42,6 +42,7 @@ from .autodiff import (
 from .backend import to_device, to_host, using_device, using_kernels
 from .compile import compile as compile
 from .gradcheck import check_grads, check_hvp, check_meta_gradient
+from .op import debug_nans
 from .ops.elementwise import (
     abs as abs,
     add,
@@ -145,6 +146,7 @@ __all__ = [
     "conv2d",
     "cos",
     "div",
+    "debug_nans",
     "dot",
     "einsum",
     "equal",

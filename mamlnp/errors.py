@@ -34,6 +34,18 @@ class MissingPackageError(ImportError, ValueError):
     """An optional package is not installed."""
 
 
+class NonFiniteError(FloatingPointError):
+    """An op made NaN or infinity of finite numbers.
+
+    Attributes:
+        where: the index of the first such element in the op's result.
+    """
+
+    def __init__(self, message: str, where: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.where = where
+
+
 class GradientError(AssertionError):
     """A derivative does not equal its finite difference.
 

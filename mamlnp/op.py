@@ -14,17 +14,18 @@ Arrays are positional and are data; parameters are keyword-only and are static. 
 the library's own ops, which is why derivatives of every order exist.
 """
 
+import contextlib
 import inspect
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import backend
 from .array import NOTHING, Array, numpy_names
 from .backend import namespaces
 from .draws import Drawer
-from .errors import DeviceError, DtypeError, MissingRuleError, ShapeError
+from .errors import DeviceError, DtypeError, MissingRuleError, NonFiniteError, ShapeError
 
 registry: dict[str, "Op"] = {}
 
@@ -33,9 +34,10 @@ serials = itertools.count(1)
 
 class _Recording(threading.local):
     """Are results of this thread linked to their inputs? Off only while a pullback runs whose
-    result nobody differentiates."""
+    result nobody differentiates. And are they held to be finite?"""
 
     on = True
+    finite = False
 
 
 recording = _Recording()
@@ -162,9 +164,27 @@ class Op:
             raise self._explained(error, args, params) from error
         if xp is not None and value.__class__ is not native.__class__:
             value = xp.asarray(value)
+        if recording.finite and xp is not None:
+            self._check_finite(xp, value, values, args)
         if tracked and self.differentiable and recording.on:
             return Array(value, self, args, params or NOTHING, next(serials))
         return Array(value)
+
+    def _check_finite(self, xp: Any, value: Any, values: list[Any], args: tuple[Any, ...]) -> None:
+        def finite(x: Any) -> Any:
+            whole = not hasattr(x, "dtype") or x.dtype.kind != "f"
+            return True if whole else xp.isfinite(x)
+
+        if bool(xp.all(finite(value))) or not all(bool(xp.all(finite(x))) for x in values):
+            return
+        wrong = backend.to_host(~finite(value))
+        where = tuple(int(axis[0]) for axis in wrong.nonzero())
+        found = backend.to_host(value)[where]
+        raise NonFiniteError(
+            f"{self.name}: {self._described(args)} are finite, but the result is {found} at "
+            f"{list(where)}.",
+            where,
+        )
 
     def _unified(self, args: tuple[Any, ...], values: list[Any]) -> list[Any]:
         """Integers take the float operands' type; two float types, or two devices, are an error."""
@@ -209,6 +229,30 @@ class Op:
         advice = f"Pass shapes {self.shapes}." if self.shapes else "See its docstring."
         kind = DtypeError if isinstance(error, TypeError | OverflowError) else ShapeError
         return kind(f"{self.name}: {shown}{with_params} do not fit ({error}). {advice}")
+
+
+@contextlib.contextmanager
+def debug_nans() -> Iterator[None]:
+    """Stop at the first op of this thread that makes NaN or infinity of finite numbers.
+
+    What is compiled is run without being checked: leave ``compile`` out, or use ``--eager``.
+
+    Raises:
+        NonFiniteError: naming the op, its arguments and the place.
+
+    >>> import numpy as np
+    >>> from mamlnp import array, log
+    >>> with debug_nans(), np.errstate(all="ignore"):
+    ...     log(array([1.0, 0.0]))
+    Traceback (most recent call last):
+        ...
+    mamlnp.errors.NonFiniteError: log: x float64[2] are finite, but the result is -inf at [1].
+    """
+    before, recording.finite = recording.finite, True
+    try:
+        yield
+    finally:
+        recording.finite = before
 
 
 def op(

@@ -10,7 +10,7 @@ import pytest
 
 import mamlnp as ml
 from mamlnp.array import Array, numpy_names
-from mamlnp.errors import DtypeError
+from mamlnp.errors import DtypeError, NonFiniteError
 from mamlnp.op import as_array, describe
 
 A = np.array([[0.5, 1.0, 2.0], [1.5, 0.25, 3.0]])
@@ -420,3 +420,25 @@ def test_constants_are_copied_and_pickled():
 def test_what_numpy_lacks_is_no_name_of_an_array():
     with pytest.raises(AttributeError, match="tolist"):
         ml.array(A).tolist  # noqa: B018
+
+
+# ---- NaN and infinity
+
+
+def test_the_first_op_that_makes_nan_is_named():
+    def f(x):
+        return (ml.sqrt(x - 1.0) * 2).sum()
+
+    x = ml.array([4.0, 1.0, 0.5])
+    with np.errstate(all="ignore"):
+        f(x)
+        said = r"^sqrt: x float64\[3\] .* is nan at \[2\]"
+        with pytest.raises(NonFiniteError, match=said) as e, ml.debug_nans():
+            f(x)
+        assert e.value.where == (2,)
+        with pytest.raises(NonFiniteError, match=r"at \[1\]"), ml.debug_nans():
+            ml.grad(f)(ml.array([4.0, 1.0]))  # whose root is 0, where the slope is infinite
+        with ml.debug_nans():
+            ml.exp(ml.array([np.nan, np.inf])) + 1.0  # are not this op's
+            ml.grad(f)(ml.array([4.0, 2.0]))
+        f(x)

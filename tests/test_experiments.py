@@ -191,11 +191,66 @@ def test_the_best_parameters_are_kept_not_the_last(tmp_path: Path) -> None:
     np.testing.assert_array_equal(best["params"].numpy(), states[1]["params"])
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_the_run_and_its_origin_is_named(tmp_path: Path) -> None:
     config = dataclasses.replace(SINE, inner_lr=1e30)
     run = create_run("sine", config, tmp_path / "run")
-    with np.errstate(all="ignore"), pytest.raises(DataError, match=r"train_loss is (nan|inf)"):
+    said = (
+        r"train_loss is not finite in task \d+ in meta-iteration 1\. The first op that made such a "
+        r"number, in meta-iteration 1, is \w+: .* are finite, but the result is (nan|-?inf) at \["
+    )
+    with np.errstate(all="ignore"), pytest.raises(DataError, match=said):
         sine.train(config, run, sine.load(config))
+    config = dataclasses.replace(config, debug_nans=False)
+    run = create_run("sine", config, tmp_path / "another")
+    said = r"in meta-iteration 1\. Lower inner_lr or meta_lr, or leave such steps out with --on-nan"
+    with np.errstate(all="ignore"), pytest.raises(DataError, match=said):
+        sine.train(config, run, sine.load(config))
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipping:
+    meta_iterations: int = 8
+    validate_every: int = 4
+    on_nan: str = "stop"
+    debug_nans: bool = True
+
+
+def divided(state: Any, drawn: np.ndarray) -> tuple[Any, dict[str, Any]]:
+    """Moves by 1 / x of every task; where a task's x is 0 the new parameters are infinite, and the
+    losses are not finite only after that."""
+    losses = state["x"] + 0.0 * drawn
+    return {"x": state["x"] + (1 / array(drawn)).sum()}, {"train_loss": losses}
+
+
+def with_zeros(n: int) -> np.ndarray:
+    return np.float64([1.0, 0.0 if n in (2, 5) else 1.0, 2.0])
+
+
+def begin() -> Any:
+    return {"x": array(np.zeros(()))}
+
+
+def test_what_is_seen_an_iteration_later_is_found_where_it_was_made(tmp_path: Path) -> None:
+    run = create_run("sine", SINE, tmp_path / "run")
+    how: Any = {"init": begin, "draw": with_zeros, "step": divided, "eager_step": divided}
+    said = r"in task 0 in meta-iteration 4\. The first .* in meta-iteration 3, is div: .* at \[1\]"
+    with np.errstate(all="ignore"), pytest.raises(DataError, match=said):
+        loop.train(run, Skipping(), **how)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path) -> None:
+    run = create_run("sine", SINE, tmp_path / "run")
+    with np.errstate(all="ignore"):
+        loop.train(run, Skipping(on_nan="skip"), init=begin, draw=with_zeros, step=divided)
+    rows = without_clock(run)
+    assert [float(row["skipped"]) for row in rows] == [0.25, 0.25]
+    assert run.load().arrays["state"]["x"] == 6 * 2.5
+    assert all(np.isfinite(float(row["train_loss"])) for row in rows)
+    run = create_run("sine", SINE, tmp_path / "all")
+    with np.errstate(all="ignore"), pytest.raises(DataError, match="train_loss is nan around"):
+        loop.train(
+            run, Skipping(on_nan="skip"), init=begin, draw=lambda n: np.zeros(3), step=divided
+        )
 
 
 def test_omniglot_learns_made_up_characters(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ EXPERIMENTS: dict[str, Any] = {
     **ROBOTS,
 }
 
-PLACES = ("data", "threads", "device")  # settings that change no number, but its last bits
+# Settings that change no number but its last bits, or none that there is.
+PLACES = ("data", "threads", "device", "on_nan", "debug_nans")
 
 
 def experiment(name: str, where: Path) -> Any:

@@ -85,6 +85,9 @@ class Config:
         threads: how many run at once; as many as there are cores if not given.
         eager: run every operation as it comes, instead of compiling the meta-step.
         device: where to compute, "cpu" or "cuda"; images that are in memory are kept there too.
+        on_nan: where a loss is NaN or infinite: "stop", or "skip" the meta-step and count it, for
+            which the new parameters are looked at too, each time.
+        debug_nans: on stopping, take the step again, eagerly, to name the first op that made it.
         seed: of everything random.
     """
 
@@ -116,6 +119,8 @@ class Config:
     threads: int | None = None
     eager: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
+    on_nan: Literal["stop", "skip"] = "stop"
+    debug_nans: bool = True
     seed: int = 0
 
     # What an experiment says of its images.
@@ -393,14 +398,18 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
     net = network(config, outputs)
     loss, first = task_loss(config, net), net.init(rng=counted_rng(config.seed, "init"))
     over_threads: dict[str, Any] = {"threads": config.threads, "compiled": not config.eager}
-    meta_step = parallel.meta_step(
-        loss,
-        optimizer=optimizer,
-        chunks=1 if config.eager else config.chunks,
-        inner_lr=inner_lr(config, first),
-        inner_steps=0 if config.baseline else config.inner_steps,
-        first_order=config.first_order,
-        **over_threads,
+    meta_step, eager_meta_step = (
+        parallel.meta_step(
+            loss,
+            optimizer=optimizer,
+            chunks=config.chunks if compiled else 1,
+            inner_lr=inner_lr(config, first),
+            inner_steps=0 if config.baseline else config.inner_steps,
+            first_order=config.first_order,
+            threads=config.threads,
+            compiled=compiled,
+        )
+        for compiled in (not config.eager, False)
     )
     gradients = [
         parallel.meta_gradient(
@@ -439,7 +448,9 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
         batch = data["train"].sample_labelled(config.meta_batch_size, size, rng=rng)
         return Task(batch, batch)
 
-    def step(state: dict[str, Any], task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
+    def step(
+        state: dict[str, Any], task: Task, meta_step: Any = meta_step
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         params, opt, query_losses = meta_step(state["params"], state["opt"], task)
         return {"params": params, "opt": opt}, {"train_loss": query_losses}
 
@@ -455,7 +466,16 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
         (row,) = rows("validation", config.baseline or "MAML", scores)
         return -row.mean, {"validation_accuracy": row.mean, "validation_ci95": row.ci95, **shown}
 
-    loop.train(run, config, init=init, draw=draw, step=step, validate=validate, resume=resume)
+    loop.train(
+        run,
+        config,
+        init=init,
+        draw=draw,
+        step=step,
+        eager_step=functools.partial(step, meta_step=eager_meta_step),
+        validate=validate,
+        resume=resume,
+    )
     plots.classification_curve(run)
     plots.gradient_cosine(run)
 

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from .. import tree
 from ..array import Array
 from ..backend import to_device, to_host
-from ..errors import DataError
+from ..errors import DataError, NonFiniteError
+from ..op import debug_nans
 from ..runs import CHECKPOINT, Checkpoint, Run
 
 Tree = Any
@@ -56,13 +57,17 @@ def check_settings(config: Any) -> None:
             raise DataError(f"--{option}: is {value}. Pass a number that is positive{least}.")
 
 
+Step = Callable[[Tree, Any], tuple[Tree, dict[str, Any]]]
+
+
 def train(
     run: Run,
     schedule: Schedule,
     *,
     init: Callable[[], Tree],
     draw: Callable[[int], Any],
-    step: Callable[[Tree, Any], tuple[Tree, dict[str, float]]],
+    step: Step,
+    eager_step: Step | None = None,
     validate: Callable[[Tree, dict[str, float]], tuple[float, dict[str, float]]] | None = None,
     resume: bool = False,
 ) -> None:
@@ -74,21 +79,37 @@ def train(
 
     Args:
         run: where config, metrics and checkpoint are.
-        schedule: a Config: how many meta-iterations in all, and after how many each a row is logged
-            and the checkpoint replaced.
+        schedule: a Config: how many meta-iterations in all, after how many each a row is logged and
+            the checkpoint replaced, and what is done where a number is not finite any more.
         init: makes the first state, a nested dict of Arrays and numbers.
         draw: n -> what step n takes; run ahead, on a thread of its own.
         step: (state, what was drawn) -> (new state, numbers), such as {"train_loss": 0.3}; their
             means since the last validation are logged. An Array's mean counts as one number, and
-            is taken only then, so that a device is not waited for at each step.
+            on a device is taken only then, so that it is not waited for at each step.
+        eager_step: the same without compile, to find the op that made a number that is not finite.
         validate: (state, those means) -> (score, what to log too); the lowest score is the best.
             Without it the last state is.
 
     Raises:
         Interrupted: after Ctrl-C, with everything saved.
-        DataError: a number of the steps is not finite any more, or the checkpoint is of another
-            architecture.
+        DataError: a number of the steps is not finite any more, another process trains in the
+            folder, or the checkpoint is of another architecture.
     """
+    with run.locked():
+        _train(run, schedule, init, draw, step, eager_step, validate, resume=resume)
+
+
+def _train(
+    run: Run,
+    schedule: Schedule,
+    init: Callable[[], Tree],
+    draw: Callable[[int], Any],
+    step: Step,
+    eager_step: Step | None,
+    validate: Callable[[Tree, dict[str, float]], tuple[float, dict[str, float]]] | None,
+    *,
+    resume: bool,
+) -> None:
     iterations, validate_every = schedule.meta_iterations, schedule.validate_every
     start, seconds = 0, 0.0
     best: dict[str, Any] = {"iteration": None, "score": None}
@@ -108,7 +129,9 @@ def train(
         }
         best, seconds = saved.meta["best"], saved.meta["wall_seconds"]
 
-    began = time.perf_counter()
+    skips = getattr(schedule, "on_nan", "stop") == "skip"
+    looks = eager_step if getattr(schedule, "debug_nans", False) else None
+    began, earlier = time.perf_counter(), state
 
     def save(done: int) -> None:
         arrays = {
@@ -120,7 +143,6 @@ def train(
         run.save(done, arrays, {"best": best, "wall_seconds": wall})
 
     with (
-        run.locked(),
         _asked_to_stop() as asked,
         _progress(run, start, iterations) as bar,
         ThreadPoolExecutor(1, thread_name_prefix="draw") as ahead,
@@ -130,13 +152,28 @@ def train(
             drawn = drawing.result()
             if n + 1 < iterations:
                 drawing = ahead.submit(_drawn, draw, n + 1)
-            state, numbers = step(state, drawn)
+            new, numbers = step(state, drawn)
+            wrong = _not_finite(numbers) or (skips and _not_finite(dict(tree.items(new))))
+            if wrong and not skips:
+                states = {n: state} if n == start else {n - 1: earlier, n: state}
+                culprit, remedy = _culprit(looks, draw, states), ""
+                if hasattr(schedule, "on_nan"):
+                    remedy = ", or leave such steps out with --on-nan skip"
+                raise DataError(
+                    f"{run.path}: {wrong} in meta-iteration {n + 1}. {culprit}Lower inner_lr or "
+                    f"meta_lr{remedy}; the last checkpoint is kept."
+                )
+            if skips:
+                numbers = {name: math.nan if wrong else x for name, x in numbers.items()}
+                numbers["skipped"] = float(bool(wrong))
+            earlier, state = state, state if wrong else new
             for name, number in numbers.items():
                 recent.setdefault(name, []).append(number)
             bar.update()
             done = n + 1
             if done % validate_every == 0 or done == iterations:
-                means = {name: float(np.mean(_numbers(x))) for name, x in recent.items()}
+                mean = _mean_of_finite if skips else np.mean
+                means = {name: float(mean(_numbers(x))) for name, x in recent.items()}
                 for name, number in means.items():
                     if not np.isfinite(number):
                         raise DataError(
@@ -159,6 +196,39 @@ def train(
                     f"stopped after {done} of {iterations} meta-iterations. Continue with: "
                     f"mamlnp train {run.experiment} --resume {run.path}"
                 )
+
+
+def _not_finite(numbers: dict[str, Any]) -> str:
+    """What is not finite, of numbers, and of Arrays on the host, whose first axis is the tasks."""
+    for name, number in numbers.items():
+        value = number.value if isinstance(number, Array) else number
+        if isinstance(value, np.ndarray):
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                task, *_ = np.argwhere(~np.isfinite(np.atleast_1d(value)))[0]
+                return f"{name} is not finite in task {task}"
+        elif isinstance(value, float) and not math.isfinite(value):
+            return f"{name} is {value}"
+    return ""
+
+
+def _culprit(step: Step | None, draw: Callable[[int], Any], states: dict[int, Tree]) -> str:
+    """The first op that made a number that is not finite, in the first of these iterations in which
+    there is one: a gradient is seen only in the losses of the next."""
+    if step is None:
+        return ""
+    for n, state in states.items():
+        try:
+            with debug_nans(), np.errstate(all="ignore"):
+                step(state, _drawn(draw, n))
+        except NonFiniteError as error:
+            return f"The first op that made such a number, in meta-iteration {n + 1}, is {error} "
+    return ""
+
+
+def _mean_of_finite(numbers: np.ndarray) -> float:
+    """Of the steps that were not skipped."""
+    kept = numbers[np.isfinite(numbers)]
+    return float(np.mean(kept)) if kept.size else math.nan
 
 
 def placed(x: Tree) -> Tree:

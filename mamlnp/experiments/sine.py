@@ -55,6 +55,9 @@ class Config:
             them, averaged over 1, 5 and 10 steps.
         eager: run every operation as it comes, instead of compiling the meta-step.
         device: where to compute, "cpu" or "cuda".
+        on_nan: where a loss is NaN or infinite: "stop", or "skip" the meta-step and count it, for
+            which the new parameters are looked at too, each time.
+        debug_nans: on stopping, take the step again, eagerly, to name the first op that made it.
         seed: of everything random.
     """
 
@@ -72,6 +75,8 @@ class Config:
     validation_tasks: int = 600
     eager: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
+    on_nan: Literal["stop", "skip"] = "stop"
+    debug_nans: bool = True
     seed: int = 0
 
     def describe(self) -> dict[str, Any]:
@@ -152,13 +157,17 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
     optimizer, plain = optim.adam(config.meta_lr), optim.adam(1e-3)
     validation = loop.placed(_validation_tasks(config, waves))
     how: dict[str, Any] = {"chunks": 1, "compiled": not config.eager}
-    meta_step = parallel.meta_step(
-        loss,
-        optimizer=optimizer,
-        inner_lr=config.inner_lr,
-        inner_steps=config.inner_steps,
-        first_order=config.first_order,
-        **how,
+    meta_step, eager_meta_step = (
+        parallel.meta_step(
+            loss,
+            optimizer=optimizer,
+            inner_lr=config.inner_lr,
+            inner_steps=config.inner_steps,
+            first_order=config.first_order,
+            chunks=1,
+            compiled=compiled,
+        )
+        for compiled in (not config.eager, False)
     )
 
     def errors(params: Any, task: Task) -> Any:
@@ -189,14 +198,22 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
         flat = Batch(points.x.reshape(-1, 1), points.y.reshape(-1, 1))
         return task, flat, Batch(told.x.reshape(-1, 3), flat.y)
 
+    def maml_step(
+        meta_step: Any, state: dict[str, Any], task: Task
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        params, opt, query_losses = meta_step(state["maml"]["params"], state["maml"]["opt"], task)
+        return {**state, "maml": {"params": params, "opt": opt}}, {"train_loss": query_losses}
+
     def step(state: dict[str, Any], drawn: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         task, flat, flat_told = drawn
-        params, opt, query_losses = meta_step(state["maml"]["params"], state["maml"]["opt"], task)
-        state = {**state, "maml": {"params": params, "opt": opt}}
+        state, numbers = maml_step(meta_step, state, task)
         if flat is not None:
             state["pretrained"] = pretrain(state["pretrained"], flat)
             state["oracle"] = train_oracle(state["oracle"], flat_told)
-        return state, {"train_loss": query_losses}
+        return state, numbers
+
+    def eager_step(state: dict[str, Any], drawn: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        return maml_step(eager_meta_step, state, drawn[0])
 
     def validate(state: dict[str, Any], _: dict[str, float]) -> tuple[float, dict[str, float]]:
         means = scores(state["maml"]["params"], validation).mean(axis=1, dtype=np.float64)
@@ -204,7 +221,16 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
         score = float(means[[1, 5, 10]].mean())
         return score if np.isfinite(score) else float("inf"), shown
 
-    loop.train(run, config, init=init, draw=draw, step=step, validate=validate, resume=resume)
+    loop.train(
+        run,
+        config,
+        init=init,
+        draw=draw,
+        step=step,
+        eager_step=eager_step,
+        validate=validate,
+        resume=resume,
+    )
     plots.learning_curve(
         run, ["train_loss", "validation_1_steps", "validation_10_steps"], "mean squared error"
     )
