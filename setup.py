@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 RL = ["mujoco>=4.0", "gymnasium>=1.0", "imageio[ffmpeg]>=2.34"]
+MPI = ["mpi4py>=4.0", "mpich>=4.2; platform_system == 'Linux'"]
 NVIDIA = "platform_system == 'Linux' and platform_machine == 'x86_64'"
 TEST = ["pytest>=8.0", "hypothesis>=6.100", *RL]
 
@@ -51,7 +52,7 @@ setup(
         "peers": ["torch>=2.3", "jax>=0.4.30", "jaxlib>=0.4.30", "autograd>=1.7"],
         "test": TEST,
         # NVRTC compiles the CUDA sources where there is no device to run them on.
-        "dev": [*TEST, "ruff>=0.6", "mypy>=1.11", f"nvidia-cuda-nvrtc-cu12>=12.4; {NVIDIA}"],
+        "dev": [*TEST, *MPI, "ruff>=0.6", "mypy>=1.11", f"nvidia-cuda-nvrtc-cu12>=12.4; {NVIDIA}"],
     },
     entry_points={"console_scripts": ["mamlnp = mamlnp.cli:main"]},
 )

@@ -5,7 +5,8 @@ To read the code, follow the order in which each module imports only from those 
 ``errors``, ``backend`` (the seam to NumPy and numba), ``array`` (a value and how it was made),
 ``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``tree``, ``autodiff``
 (vjp, grad, hvp), ``compile`` (trace once, replay fast), ``losses``, ``optim``, ``nn``, ``tasks``,
-``maml`` (Algorithms 1-3), ``parallel`` (a meta-batch over threads), ``gradcheck``, ``checks``,
+``maml`` (Algorithms 1-3), ``ranks`` and ``parallel`` (a meta-batch over processes and threads),
+``gradcheck``, ``checks``,
 ``runs``, ``plots``, ``learner`` (theta, ready to adapt), ``rl`` (Algorithm 3, and its
 environments), ``conformance`` and ``diagnosis`` (is another implementation right?),
 ``graph`` and ``landscape`` (pictures of tapes and of losses), ``experiments``,

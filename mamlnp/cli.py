@@ -32,6 +32,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from pathlib import Path
@@ -44,12 +45,13 @@ from . import checks, conformance, diagnosis, figures, graph, initialisations, l
 from .backend import using_device
 from .backend.generated import cache_folder
 from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
-from .errors import DataError, DeviceError, GradientError
+from .errors import DataError, DeviceError, GradientError, MissingPackageError
 from .experiments import EXPERIMENTS, PLACES, command, experiment, sine
 from .experiments.loop import Interrupted, check_settings
 from .experiments.scores import as_records
 from .gradcheck import check_grads
 from .learner import BATCH_NORM, BatchNorm, Classifier
+from .ranks import Ranks, world
 from .runs import EVALUATION, atomic_write, create_run, open_run, versions
 from .tasks import counted_rng
 from .tasks.folder import read_query, read_support
@@ -305,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             case _:
                 raise DataError(f"'{' '.join(arguments[:2])}' is not a command. Try mamlnp --help.")
     except Interrupted as stopped:
-        sys.exit(_said(str(stopped), 130))
+        sys.exit(_said(str(stopped), 130) if world().writes else 130)
     except KeyboardInterrupt:
         sys.exit(_said("mamlnp: interrupted.", 130))
     except (ValueError, NotImplementedError, OSError, DeviceError) as error:
@@ -325,7 +327,17 @@ def _machine() -> dict[str, Any]:
 
 
 def _said(line: str, status: int) -> int:
-    print(line, file=sys.stderr)
+    """Print what ends the command; of several processes the first that has something to say."""
+    try:
+        ranks = world()
+    except MissingPackageError:  # which is what is said
+        ranks = Ranks()
+    if not ranks.writes:
+        time.sleep(1)  # what all of them met, rank 0 says
+        line = f"rank {ranks.rank}: {line}"
+    print(line, file=sys.stderr, flush=True)
+    if status != 130:
+        ranks.abort()
     return status
 
 
@@ -362,13 +374,20 @@ def _train(name: str, options: list[str]) -> None:
             "others were given. Leave them out, or begin a new run."
         )
     check_settings(config)
-    with using_device(getattr(config, "device", "cpu")):
-        data = module.load(config)
-        run = resumed or create_run(name, config, asked.run.out)
-        facts = {**config.describe(), **versions(), "command": command(run), "run": run.path}
-        print("\n".join(f"{key:18} {value}" for key, value in facts.items()), flush=True)
+    ranks = world()
+    with using_device(getattr(config, "device", "cpu"), ranks.local_rank):
+        data = module.load(config) if ranks.writes else None  # the first one makes the cache
+        ranks.gathered(None)
+        data = module.load(config) if data is None else data
+        run = resumed or ranks.told(lambda: create_run(name, config, asked.run.out))
+        if ranks.writes:
+            facts = {**config.describe(), **versions(), "command": command(run), "run": run.path}
+            if ranks.size > 1:
+                facts["processes"] = f"{ranks.size}, {ranks.threads} threads each"
+            print("\n".join(f"{key:18} {value}" for key, value in facts.items()), flush=True)
         module.train(config, run, data, resume=resumed is not None)
-    print(f"done. Score it with: mamlnp evaluate {run.path}")
+    if ranks.writes:
+        print(f"done. Score it with: mamlnp evaluate {run.path}")
 
 
 def _value_of(option: str, options: list[str]) -> str | None:

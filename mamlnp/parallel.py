@@ -1,4 +1,4 @@
-"""One meta-batch over threads: chunks of tasks, each replayed by itself.
+"""One meta-batch over threads, and over processes: chunks of tasks, each replayed by itself.
 
 There is one level of parallelism: a chunk runs on one thread, its products on one BLAS thread, its
 kernels without Python's lock. How many chunks there are is a setting, not what the machine has, and
@@ -15,13 +15,14 @@ from typing import Any
 
 from . import maml, tree
 from .array import Array
-from .backend import device_of
+from .backend import device_of, namespace_of
 from .backend.machine import cores, one_blas_thread
 from .compile import compile
 from .errors import ShapeError
 from .ops.elementwise import add
 from .ops.shape import concatenate
 from .optim import Optimizer
+from .ranks import Ranks
 from .tasks import Task
 
 Tree = Any
@@ -143,6 +144,15 @@ def meta_gradient(
     return of_all
 
 
+def _over_ranks(ranks: Ranks, tasks: int, losses: Array, grads: Tree) -> tuple[Array, Tree]:
+    """All tasks' losses, and the sum of the gradients, from every rank's own; one Allreduce."""
+    start, stop = ranks.bounds(tasks)
+    every = namespace_of(losses.value).zeros(tasks, losses.dtype)
+    every[start:stop] = losses.value
+    every, *sums = ranks.total([every, *(g.value for g in tree.leaves(grads))])
+    return Array(every), tree.unflatten(grads, map(Array, sums))
+
+
 def meta_step(
     loss: maml.Loss,
     *,
@@ -150,12 +160,17 @@ def meta_step(
     chunks: int | None = None,
     threads: int | None = None,
     compiled: bool = True,
+    ranks: Ranks | None = None,
     **how: Any,
 ) -> Callable[[Tree, Tree, Task], tuple[Tree, dict[str, Any], Array]]:
     """:func:`mamlnp.maml.meta_step` as a function of (params, opt_state, task), in chunks over
     threads; the sum over chunks and the optimiser's update are one replay.
 
-    Arguments are those of :func:`meta_gradient` and an optimiser.
+    Args:
+        loss, chunks, threads, compiled, how: as in :func:`meta_gradient`.
+        optimizer: of the outer loop.
+        ranks: the processes that share each meta-batch, all of which are given all of it and get
+            the same results; this one alone if not given.
     """
 
     def gradient(params: Tree, task: Task) -> tuple[Array, Tree]:
@@ -174,8 +189,12 @@ def meta_step(
     at_once = compile(whole) if compiled else whole
     of_chunks = over_tasks(gradient, chunks=chunks, threads=threads, compiled=compiled)
     updated = compile(update) if compiled else update
+    joined = compile(_joined) if compiled else _joined
 
     def step(params: Tree, opt_state: Tree, task: Task) -> Any:
+        if ranks is not None and ranks.size > 1:
+            here = joined(of_chunks(params, ranks.part(task)))
+            return updated(params, opt_state, [_over_ranks(ranks, maml.num_tasks(task), *here)])
         if chunks == 1 or (chunks is None and not on_host(task)):
             with one_blas_thread():
                 return at_once(params, opt_state, task)

@@ -99,8 +99,12 @@ def to_device(x: Any, device: str | None = None) -> Any:
 
 
 @contextlib.contextmanager
-def using_device(name: str) -> Iterator[None]:
+def using_device(name: str, card: int = 0) -> Iterator[None]:
     """Make new arrays on a device, "cpu" or "cuda", within the body.
+
+    Args:
+        name: which kind.
+        card: of several CUDA devices, the number of one; counted round if there are fewer.
 
     Raises:
         DeviceError: there is no such device, or no CuPy to use it with.
@@ -111,6 +115,9 @@ def using_device(name: str) -> Iterator[None]:
     """
     global _device
     before, _device = _device, _checked(name)
+    if name == "cuda" and card:
+        found = _cuda().cupy
+        found.cuda.Device(card % found.cuda.runtime.getDeviceCount()).use()
     try:
         yield
     finally:

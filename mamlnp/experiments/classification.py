@@ -25,6 +25,7 @@ from ..backend import to_host
 from ..errors import DataError
 from ..learner import BATCH_NORM, NO_STATISTICS, BatchNorm, Classifier, query_logits
 from ..ops.shape import reshape
+from ..ranks import world
 from ..runs import CHECKPOINT, Run, atomic_write
 from ..tasks import Batch, Task, counted_rng
 from ..tasks.fewshot import ClassImages
@@ -362,11 +363,13 @@ Accuracies = Callable[[Any, Iterable[Task]], np.ndarray]
 
 
 def _accuracies(config: Config, scores: Callable[[Any, Task], Array]) -> Accuracies:
+    ranks = world()
     of_tasks = scorer(
         scores,
         chunks=1 if config.eager else None,
-        threads=config.threads,
+        threads=config.threads or ranks.threads,
         compiled=not config.eager,
+        ranks=ranks,
     )
     return lambda params, batches: np.concatenate([of_tasks(params, b) for b in batches], axis=1)
 
@@ -388,6 +391,8 @@ def maml_accuracies(config: Config, steps: Collection[int], batch_norm: BatchNor
 
 def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None:
     """Meta-train on the training classes, or train a baseline there; ends with pictures."""
+    ranks = world()
+    threads = config.threads or ranks.threads
     rate: Any = config.meta_lr
     if config.meta_lr_decay == "cosine":
         rate = optim.cosine(config.meta_lr, config.meta_iterations)
@@ -397,7 +402,7 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
     outputs = config.num_ways if not config.baseline else data["train"].num_labels
     net = network(config, outputs)
     loss, first = task_loss(config, net), net.init(rng=counted_rng(config.seed, "init"))
-    over_threads: dict[str, Any] = {"threads": config.threads, "compiled": not config.eager}
+    over_threads: dict[str, Any] = {"threads": threads, "compiled": not config.eager}
     meta_step, eager_meta_step = (
         parallel.meta_step(
             loss,
@@ -406,8 +411,9 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
             inner_lr=inner_lr(config, first),
             inner_steps=0 if config.baseline else config.inner_steps,
             first_order=config.first_order,
-            threads=config.threads,
+            threads=threads,
             compiled=compiled,
+            ranks=ranks,
         )
         for compiled in (not config.eager, False)
     )
@@ -423,10 +429,12 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
     ]
     accuracies = maml_accuracies(config, (config.eval_steps,), "transductive")
     tune = tuner(config, data, "transductive")
-    check_classes(run, data)
+    given = data
+    ranks.told(lambda: check_classes(run, given))
     data = _placed(data)
     sizes = ", ".join(f"{len(images.names)} {split}" for split, images in data.items())
-    print(f"{'classes':18} {sizes}", flush=True)
+    if ranks.writes:
+        print(f"{'classes':18} {sizes}", flush=True)
 
     def sample(stream: str, n: int, tasks: int) -> Task:
         return data["train"].sample(
@@ -475,9 +483,11 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
         eager_step=functools.partial(step, meta_step=eager_meta_step),
         validate=validate,
         resume=resume,
+        ranks=ranks,
     )
-    plots.classification_curve(run)
-    plots.gradient_cosine(run)
+    if ranks.writes:
+        plots.classification_curve(run)
+        plots.gradient_cosine(run)
 
 
 def compare_gradients(first_order: Any, second_order: Any) -> dict[str, float]:

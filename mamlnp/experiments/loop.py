@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +22,7 @@ from ..array import Array
 from ..backend import to_device, to_host
 from ..errors import DataError, NonFiniteError
 from ..op import debug_nans
+from ..ranks import Ranks
 from ..runs import CHECKPOINT, Checkpoint, Run
 
 Tree = Any
@@ -58,6 +59,7 @@ def check_settings(config: Any) -> None:
 
 
 Step = Callable[[Tree, Any], tuple[Tree, dict[str, Any]]]
+Validation = Callable[[Tree, dict[str, float]], tuple[float, dict[str, float]]]
 
 
 def train(
@@ -68,8 +70,9 @@ def train(
     draw: Callable[[int], Any],
     step: Step,
     eager_step: Step | None = None,
-    validate: Callable[[Tree, dict[str, float]], tuple[float, dict[str, float]]] | None = None,
+    validate: Validation | None = None,
     resume: bool = False,
+    ranks: Ranks | None = None,
 ) -> None:
     """Run the meta-iterations of a run, from its checkpoint if ``resume``.
 
@@ -89,14 +92,17 @@ def train(
         eager_step: the same without compile, to find the op that made a number that is not finite.
         validate: (state, those means) -> (score, what to log too); the lowest score is the best.
             Without it the last state is.
+        resume: whether the run goes on from its checkpoint.
+        ranks: the processes that do all this together, of which the first writes.
 
     Raises:
         Interrupted: after Ctrl-C, with everything saved.
         DataError: a number of the steps is not finite any more, another process trains in the
             folder, or the checkpoint is of another architecture.
     """
-    with run.locked():
-        _train(run, schedule, init, draw, step, eager_step, validate, resume=resume)
+    ranks = ranks or Ranks()
+    with run.locked() if ranks.writes else nullcontext():
+        _train(run, schedule, init, draw, step, eager_step, validate, ranks, resume=resume)
 
 
 def _train(
@@ -106,7 +112,8 @@ def _train(
     draw: Callable[[int], Any],
     step: Step,
     eager_step: Step | None,
-    validate: Callable[[Tree, dict[str, float]], tuple[float, dict[str, float]]] | None,
+    validate: Validation | None,
+    ranks: Ranks,
     *,
     resume: bool,
 ) -> None:
@@ -117,7 +124,7 @@ def _train(
     state = init()
     best_state = state
     if resume:
-        saved = run.resume()
+        saved = ranks.told(run.resume)
         where = run.path / CHECKPOINT
         check_kind(where, saved)
         check_fits(where, saved.arrays["state"], state)
@@ -140,11 +147,12 @@ def _train(
             "recent": {name: _numbers(found) for name, found in recent.items()},
         }
         wall = seconds + time.perf_counter() - began
-        run.save(done, arrays, {"best": best, "wall_seconds": wall})
+        if ranks.writes:
+            run.save(done, arrays, {"best": best, "wall_seconds": wall})
 
     with (
         _asked_to_stop() as asked,
-        _progress(run, start, iterations) as bar,
+        _progress(run, start, iterations, silent=not ranks.writes) as bar,
         ThreadPoolExecutor(1, thread_name_prefix="draw") as ahead,
     ):
         drawing = ahead.submit(_drawn, draw, start)
@@ -187,9 +195,12 @@ def _train(
                 bar.set_postfix(_short({**means, **shown}))
                 wall = seconds + time.perf_counter() - began
                 row = {**means, **shown, "wall_seconds": round(wall, 2)}
-                run.log(done, row)
+                if ranks.writes:
+                    run.log(done, row)
                 save(done)
-            if asked.is_set():
+                if any(ranks.gathered(asked.is_set())):
+                    asked.set()  # on all ranks at once
+            if asked.is_set() and (ranks.size == 1 or done % validate_every == 0):
                 if done % validate_every and done != iterations:
                     save(done)
                 raise Interrupted(
@@ -321,8 +332,9 @@ def _short(numbers: dict[str, float]) -> dict[str, str]:
     return {name: f"{number:.4g}" for name, number in numbers.items()}
 
 
-def _progress(run: Run, start: int, iterations: int) -> Any:
+def _progress(run: Run, start: int, iterations: int, *, silent: bool) -> Any:
     return tqdm(
+        disable=silent,
         total=iterations,
         initial=start,
         desc=run.experiment,

@@ -14,6 +14,7 @@ from .. import maml, parallel
 from ..array import Array
 from ..backend import to_host
 from ..ops.shape import stack
+from ..ranks import Ranks
 from ..tasks import Task
 
 Score = Callable[[Any, Task], Any]
@@ -69,13 +70,18 @@ def scorer(
     chunks: int | None = None,
     threads: int | None = None,
     compiled: bool = True,
+    ranks: Ranks | None = None,
 ) -> Callable[[Any, Task], np.ndarray]:
-    """A function like ``scores``, (params, task) -> (len(steps), T), in chunks over threads (see
-    parallel.py)."""
+    """A function like ``scores``, (params, task) -> (len(steps), T), in chunks over threads and
+    over ranks (see parallel.py)."""
     of_chunks = parallel.over_tasks(scores, chunks=chunks, threads=threads, compiled=compiled)
+    ranks = ranks or Ranks()
 
     def of_all(params: Any, task: Task) -> np.ndarray:
-        return np.concatenate([to_host(part.value) for part in of_chunks(params, task)], axis=1)
+        shared = maml.num_tasks(task) >= ranks.size
+        here = ranks.part(task) if shared else task
+        found = np.concatenate([to_host(part.value) for part in of_chunks(params, here)], axis=1)
+        return np.concatenate(ranks.gathered(found), axis=1) if shared else found
 
     return of_all
 

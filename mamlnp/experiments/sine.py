@@ -13,6 +13,7 @@ from .. import losses, nn, optim, parallel, plots
 from ..autodiff import grad
 from ..compile import compile
 from ..learner import Learner
+from ..ranks import world
 from ..runs import Run
 from ..tasks import Batch, Task, counted_rng
 from ..tasks.sinusoid import Sinusoids, sine
@@ -154,6 +155,7 @@ def _regression_step(network: nn.Network, optimizer: optim.Optimizer) -> Callabl
 
 def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -> None:
     """Meta-train, with the baselines beside; ends with pictures in the run's folder."""
+    ranks = world()
     optimizer, plain = optim.adam(config.meta_lr), optim.adam(1e-3)
     validation = loop.placed(_validation_tasks(config, waves))
     how: dict[str, Any] = {"chunks": 1, "compiled": not config.eager}
@@ -166,6 +168,7 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
             first_order=config.first_order,
             chunks=1,
             compiled=compiled,
+            ranks=ranks,
         )
         for compiled in (not config.eager, False)
     )
@@ -173,7 +176,7 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
     def errors(params: Any, task: Task) -> Any:
         return adaptation_scores(loss, _error, params, task, steps=STEPS, inner_lr=config.inner_lr)
 
-    scores = scorer(errors, **how)
+    scores = scorer(errors, **how, ranks=ranks)
     pretrain, train_oracle = (_regression_step(network, plain) for network in (NETWORK, ORACLE))
     if not config.eager:
         pretrain, train_oracle = compile(pretrain), compile(train_oracle)
@@ -230,10 +233,12 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
         eager_step=eager_step,
         validate=validate,
         resume=resume,
+        ranks=ranks,
     )
-    plots.learning_curve(
-        run, ["train_loss", "validation_1_steps", "validation_10_steps"], "mean squared error"
-    )
+    if ranks.writes:
+        plots.learning_curve(
+            run, ["train_loss", "validation_1_steps", "validation_10_steps"], "mean squared error"
+        )
 
 
 def _told(batch: Batch, amplitude: np.ndarray, phase: np.ndarray) -> Batch:

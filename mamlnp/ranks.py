@@ -1,0 +1,141 @@
+"""One training over several processes (MPI): each takes some tasks of every meta-batch.
+
+Every rank runs the same program on the same counted draws. What tasks add up to, gradients and the
+like, is summed over ranks by one Allreduce, after which all ranks hold the same numbers and go on
+alike; only rank 0 writes. Without MPI there is one rank, and nothing is imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from . import backend, tree
+from .backend.machine import cores
+from .errors import MissingPackageError, ShapeError
+
+Tree = Any
+T = TypeVar("T")
+
+# How the launchers of MPICH, Open MPI and Slurm tell a process how many there are.
+SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+class Ranks:
+    """The processes of one training, or the only one.
+
+    Attributes:
+        rank: this process's number, from 0.
+        size: how many there are.
+        local_rank, local_size: the same on this machine.
+    """
+
+    def __init__(self, communicator: Any = None, local: Any = None) -> None:
+        self._communicator = communicator
+        self.rank, self.size = 0, 1
+        self.local_rank, self.local_size = 0, 1
+        if communicator is not None:
+            self.rank, self.size = communicator.rank, communicator.size
+            self.local_rank, self.local_size = local.rank, local.size
+
+    @property
+    def threads(self) -> int:
+        """How many each may use: the cores it is bound to, or its share of the machine's."""
+        bound = cores() < (os.cpu_count() or 1)
+        return cores() if bound else max(1, cores() // self.local_size)
+
+    @property
+    def writes(self) -> bool:
+        """Is this the rank that writes and prints?"""
+        return self.rank == 0
+
+    def bounds(self, tasks: int) -> tuple[int, int]:
+        """From which to which task of a meta-batch are this rank's, the first ones' a task more.
+
+        Raises:
+            ShapeError: there are fewer tasks than ranks.
+        """
+        if tasks < self.size:
+            raise ShapeError(
+                f"ranks: {tasks} tasks do not go over {self.size} processes. "
+                "Raise the meta-batch size, or start fewer processes."
+            )
+        each, more = divmod(tasks, self.size)
+        start = each * self.rank + min(self.rank, more)
+        return start, start + each + (self.rank < more)
+
+    def part(self, task: Tree) -> Tree:
+        """This rank's tasks of a meta-batch."""
+        if self.size == 1:
+            return task
+        start, stop = self.bounds(tree.leaves(task)[0].shape[0])
+        return tree.map(lambda leaf: leaf[start:stop], task)
+
+    def total(self, arrays: list[Any]) -> list[Any]:
+        """The sum over ranks of native arrays of one type, by one Allreduce."""
+        if self.size == 1:
+            return arrays
+        xp = backend.namespace_of(arrays[0])
+        flat = xp.concatenate([x.ravel() for x in arrays])
+        if backend.device_of(flat) != "cpu":  # where it may still be being computed
+            xp.cuda.get_current_stream().synchronize()
+        self._communicator.Allreduce(_in_place(), flat)
+        sums, start = [], 0
+        for x in arrays:
+            sums.append(flat[start : start + x.size].reshape(x.shape))
+            start += x.size
+        return sums
+
+    def gathered(self, x: T) -> list[T]:
+        """What every rank has, in their order, on all of them."""
+        return [x] if self.size == 1 else self._communicator.allgather(x)
+
+    def told(self, say: Callable[[], T]) -> T:
+        """What rank 0 finds; an error of its own is raised on all."""
+        if self.size == 1:
+            return say()
+        found, error = None, None
+        if self.writes:
+            try:
+                found = say()
+            except Exception as raised:
+                error = raised
+        found, error = self._communicator.bcast((found, error))
+        if error is not None:
+            raise error
+        return found
+
+    def abort(self) -> None:
+        """End all processes: one of them cannot go on, and the others would wait for it forever."""
+        if self.size > 1:
+            sys.stderr.flush()
+            self._communicator.Abort(1)
+
+
+def _in_place() -> Any:
+    return importlib.import_module("mpi4py.MPI").IN_PLACE
+
+
+@functools.cache
+def world() -> Ranks:
+    """All processes that a launcher such as mpiexec started; one, if none did.
+
+    Raises:
+        MissingPackageError: there are several, but mpi4py is not installed.
+    """
+    size = max(int(os.environ.get(name, "1") or 1) for name in SIZES)
+    if size == 1:
+        return Ranks()
+    try:
+        mpi = importlib.import_module("mpi4py.MPI")
+    except ImportError as error:
+        raise MissingPackageError(
+            f"ranks: {size} processes were started but mpi4py is not there ({error}). "
+            "Run: pip install 'mamlnp[mpi]'."
+        ) from error
+    local = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
+    return Ranks(mpi.COMM_WORLD, local)

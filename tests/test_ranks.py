@@ -1,0 +1,194 @@
+"""Several processes: how tasks go over them, and trainings under mpiexec."""
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mamlnp import errors, tree
+from mamlnp.ranks import SIZES, Ranks, world
+from mamlnp.runs import CHECKPOINT, METRICS, open_run
+
+MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
+mpi = pytest.mark.skipif(
+    MPIEXEC is None or importlib.util.find_spec("mpi4py") is None,
+    reason="there is no MPI (pip install mpi4py mpich)",
+)
+
+
+def of(rank, size):
+    communicator = SimpleNamespace(rank=rank, size=size)
+    return Ranks(communicator, communicator)
+
+
+@pytest.mark.parametrize(("tasks", "size"), [(1, 1), (7, 3), (8, 4), (25, 2), (5, 5)])
+def test_every_task_is_one_ranks(tasks, size):
+    task = {"x": np.arange(tasks), "y": [np.arange(2 * tasks).reshape(tasks, 2)]}
+    parts = [of(rank, size).part(task) for rank in range(size)]
+    assert sorted(x for part in parts for x in part["x"]) == list(range(tasks))
+    assert max(len(p["x"]) for p in parts) - min(len(p["x"]) for p in parts) <= 1
+    np.testing.assert_array_equal(np.concatenate([p["y"][0] for p in parts]), task["y"][0])
+
+
+def test_fewer_tasks_than_ranks_are_refused():
+    with pytest.raises(errors.ShapeError, match=r"ranks: 3 tasks do not go over 4 processes\."):
+        of(0, 4).part(np.zeros(3))
+
+
+def test_alone_there_is_nothing_to_do():
+    alone, x = Ranks(), np.ones(2)
+    assert (alone.rank, alone.size, alone.writes) == (0, 1, True)
+    assert alone.part(x) is x
+    assert alone.total([x])[0] is x
+    assert alone.gathered(x) == [x]
+    assert alone.told(lambda: 3) == 3
+    alone.abort()
+
+
+def test_several_processes_without_mpi4py_are_an_error(monkeypatch):
+    monkeypatch.setenv(SIZES[0], "2")
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)
+    world.cache_clear()
+    try:
+        with pytest.raises(errors.MissingPackageError, match=r"2 processes .* 'mamlnp\[mpi\]'"):
+            world()
+    finally:
+        world.cache_clear()
+
+
+# ---- under mpiexec
+
+SINE = [
+    "--meta-iterations",
+    "40",
+    "--validate-every",
+    "10",
+    "--baseline-iterations",
+    "5",
+    "--validation-tasks",
+    "11",
+    "--meta-batch-size",
+    "7",
+]
+
+
+def launched(size, *words):
+    return subprocess.run(
+        [MPIEXEC, "-n", str(size), sys.executable, *words],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def trained(size, path, *more):
+    done = launched(size, "-m", "mamlnp", "train", "sine", *SINE, "--out", str(path), *more)
+    assert done.returncode == 0, done.stderr
+    return open_run(path).load().arrays["state"], done.stdout
+
+
+@mpi
+def test_two_ranks_train_as_one_does_and_the_same_each_time(tmp_path):
+    (one, _), (two, said) = trained(1, tmp_path / "one"), trained(2, tmp_path / "two")
+    again, _ = trained(2, tmp_path / "again")
+    assert "processes          2, " in said
+    assert said.count("done. Score it with") == 1
+    for a, b, c in zip(*map(tree.leaves, (one, two, again)), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(b, c)
+    first, second = ((tmp_path / name / METRICS).read_text() for name in ("one", "two"))
+    assert [line.count(",") for line in first.split()] == [
+        line.count(",") for line in second.split()
+    ]
+
+
+GRADIENT = """
+import numpy as np
+from mamlnp import checks, optim, parallel, tree
+from mamlnp.ranks import world
+loss, params, task, inner = checks._meta_gradients()["MAML, conv4, 1 step"]
+task = tree.map(lambda x: np.concatenate([np.asarray(x)] * 3)[:5], task)
+how = dict(optimizer=optim.sgd(1.0), chunks=None, **inner)
+state = optim.sgd(1.0).init(params)
+one, _, losses = parallel.meta_step(loss, **how)(params, state, task)
+all_, _, found = parallel.meta_step(loss, ranks=world(), **how)(params, state, task)
+apart = max(
+    float(abs(a.numpy() - b.numpy()).max() / abs(a.numpy()).max())
+    for a, b in zip(tree.leaves([one, losses]), tree.leaves([all_, found]), strict=True)
+)
+print("apart", apart, "over", world().size)
+"""
+
+
+@mpi
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_meta_gradient_over_ranks_is_that_of_one_process(size):
+    done = launched(size, "-W", "ignore", "-c", GRADIENT)
+    found = re.findall(r"apart (\S+) over (\d)", done.stdout)
+    assert [n for _, n in found] == [str(size)] * size, done.stderr
+    assert all(float(apart) <= 1e-12 for apart, _ in found)
+
+
+@mpi
+def test_a_run_of_two_ranks_is_resumed_bit_for_bit(tmp_path):
+    whole, _ = trained(2, tmp_path / "whole")
+    path = tmp_path / "cut"
+    trained(2, path, "--meta-iterations", "20")
+    config = (path / "config.json").read_text()
+    (path / "config.json").write_text(
+        config.replace('"meta_iterations": 20', '"meta_iterations": 40')
+    )
+    done = launched(2, "-m", "mamlnp", "train", "sine", "--resume", str(path))
+    assert done.returncode == 0, done.stderr
+    state = open_run(path).load().arrays["state"]
+    for a, b in zip(tree.leaves(whole), tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@mpi
+def test_what_is_wrong_is_said_once(tmp_path):
+    done = launched(
+        2, "-m", "mamlnp", "train", "sine", "--inner-lr", "-1", "--out", str(tmp_path / "a")
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("--inner-lr: is -1.0. Pass a number that is positive.") == 1
+    assert "Traceback" not in done.stderr
+
+
+@mpi
+def test_a_lost_rank_ends_the_job_and_leaves_a_checkpoint(tmp_path):
+    path = tmp_path / "run"
+    words = [
+        "train",
+        "sine",
+        "--validate-every",
+        "5",
+        "--validation-tasks",
+        "8",
+        "--out",
+        str(path),
+    ]
+    job = subprocess.Popen(
+        [MPIEXEC, "-n", "2", sys.executable, "-m", "mamlnp", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        while not (path / CHECKPOINT).exists():
+            assert job.poll() is None
+            time.sleep(0.05)
+        found = subprocess.run(["pgrep", "-f", f"out {path}"], capture_output=True, text=True)
+        pids = [int(pid) for pid in found.stdout.split()]
+        os.kill(max(pids), signal.SIGKILL)  # the last that was started is a rank
+        said, _ = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert job.returncode != 0
+    assert "Traceback" not in said
+    assert open_run(path).load().iteration >= 5
