@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from .. import optim, plots
 from ..errors import DataError
+from ..ranks import Ranks, world
 from ..rl.agent import Agent
 from ..rl.envs import ENVIRONMENTS, Environment
 from ..rl.maml_rl import Learner, MetaPolicy, meta_step, per_task
@@ -136,7 +137,7 @@ def _sampler(
     return Sampler(policy, simulations, rollouts, told=config.baseline == "oracle")
 
 
-def _learner(config: Config, policy: Policy) -> Learner:
+def _learner(config: Config, policy: Policy, ranks: Ranks | None = None) -> Learner:
     meta = MetaPolicy(policy, config.inner_lr, config.first_order)
     plain = optim.adam(config.meta_lr) if config.meta_optimizer == "adam" else None
     return Learner(
@@ -148,14 +149,17 @@ def _learner(config: Config, policy: Policy) -> Learner:
         gae_lambda=config.gae_lambda,
         threads=config.threads,
         compiled=not config.eager,
+        ranks=ranks,
     )
 
 
 def train(config: Config, run: Run, environment: Environment, *, resume: bool = False) -> None:
     """Algorithm 3 over the meta-iterations; ends with a picture in the run's folder."""
-    policy = policy_of(config, environment)
-    sampler = _sampler(config, environment, policy, config.meta_batch_size, config.rollouts)
-    learner = _learner(config, policy)
+    policy, ranks = policy_of(config, environment), world()
+    config = replace(config, threads=config.threads or ranks.threads)
+    start, stop = ranks.bounds(config.meta_batch_size)
+    sampler = _sampler(config, environment, policy, stop - start, config.rollouts)
+    learner = _learner(config, policy, ranks)
 
     def init() -> dict[str, Any]:
         params = policy.init(rng=counted_rng(config.seed, "init"))
@@ -165,7 +169,9 @@ def train(config: Config, run: Run, environment: Environment, *, resume: bool = 
     def step(state: dict[str, Any], n: int) -> tuple[dict[str, Any], dict[str, float]]:
         began = time.perf_counter()
         rng = counted_rng(config.seed, "train", n)
-        tasks = environment.sample_tasks(config.meta_batch_size, rng)
+        tasks = ranks.part(environment.sample_tasks(config.meta_batch_size, rng))
+        if ranks.size > 1:
+            rng = rng.spawn(ranks.size)[ranks.rank]
         update, seen = meta_step(
             learner,
             sampler,
@@ -175,25 +181,29 @@ def train(config: Config, run: Run, environment: Environment, *, resume: bool = 
             inner_steps=config.trained_steps,
             rng=rng,
         )
-        if update.left_out == len(tasks):
+        if update.left_out == config.meta_batch_size:
             raise DataError(
                 f"{run.path}: no task has a finite gradient in iteration {n}. Lower inner_lr; the "
                 "last checkpoint is kept."
             )
-        numbers = {"before": float(np.nanmean(seen[0].returns()))}
-        numbers["after"] = float(np.nanmean(seen[-1].returns()))
+        numbers = {
+            name: float(np.nanmean(np.concatenate(ranks.gathered(episodes.returns()))))
+            for name, episodes in (("before", seen[0]), ("after", seen[-1]))
+        }
         if update.report is not None:
             numbers["kl"] = update.report.divergence
             numbers["backtracks"] = update.report.backtracks
             numbers["refused"] = float(not update.report.accepted)
-        numbers["broken_steps"] = sum(int(transitions.broken.sum()) for transitions in seen)
+        broken = sum(int(transitions.broken.sum()) for transitions in seen)
+        numbers["broken_steps"] = sum(ranks.gathered(broken))
         numbers["tasks_left_out"] = update.left_out
-        taken = sum(int(transitions.counts.sum()) for transitions in seen)
+        taken = sum(ranks.gathered(sum(int(transitions.counts.sum()) for transitions in seen)))
         numbers["steps_per_second"] = taken / (time.perf_counter() - began)
         return {"params": update.params, "opt": update.state}, numbers
 
-    loop.train(run, config, init=init, draw=lambda n: n, step=step, resume=resume)
-    plots.returns_curve(run, config.paper)
+    loop.train(run, config, init=init, draw=lambda n: n, step=step, resume=resume, ranks=ranks)
+    if ranks.writes:
+        plots.returns_curve(run, config.paper)
 
 
 # ---- test

@@ -22,6 +22,7 @@ from ..ops.elementwise import exp, mul, neg
 from ..ops.reduce import sum
 from ..ops.shape import concatenate
 from ..optim import Optimizer
+from ..ranks import Ranks
 from .policy import Gaussian, Policy, fisher_product, kl, log_prob
 from .rollout import Experience, Sampler, Transitions
 from .trpo import Report, trust_region_step
@@ -173,6 +174,8 @@ class Learner:
         discount, gae_lambda: of the advantages.
         threads: how many run at once; as many as there are cores if not given.
         compiled: replay plans instead of running operation by operation.
+        ranks: the processes that share each meta-batch; each is given its own tasks, and all come
+            to the same theta.
     """
 
     def __init__(
@@ -186,12 +189,14 @@ class Learner:
         gae_lambda: float = 1.0,
         threads: int | None = None,
         compiled: bool = True,
+        ranks: Ranks | None = None,
     ) -> None:
         def over(f: Callable[..., Any]) -> Callable[[Any, Any], list[Any]]:
             return parallel.over_tasks(f, threads=threads, compiled=compiled)
 
         self.meta, self._optimizer, self._max_divergence = meta, optimizer, max_divergence
-        self._curvature_tasks = curvature_tasks
+        self._ranks = ranks or Ranks()
+        self._curvature_tasks = curvature_tasks and max(1, curvature_tasks // self._ranks.size)
         self._returns = {"discount": discount, "gae_lambda": gae_lambda}
         self._adapted = over(lambda lr, task: meta.descend(*task, lr=lr))
         self._acting = over(lambda _, task: meta.policy.distribution(*task))
@@ -217,15 +222,17 @@ class Learner:
         inner step diverged must not stop the others."""
         gradients = [flat(grads) for _, grads in self._gradient(params, task)]
         finite = [i for i, gradient in enumerate(gradients) if np.isfinite(gradient).all()]
-        left_out = len(gradients) - len(finite)
-        if not finite:
+        counts = self._ranks.gathered((len(finite), len(gradients) - len(finite)))
+        known, left_out = (int(n) for n in np.sum(counts, axis=0))
+        if not known:
             return Update(params, state, None, left_out)
-        if left_out:
+        if len(finite) < len(gradients):
             task = tree.map(lambda leaf: leaf[finite], task)
 
-        def mean(found: Iterable[np.ndarray]) -> np.ndarray:
-            every = list(found)
-            return np.sum(every, axis=0) / len(every)
+        def mean(found: Iterable[np.ndarray], size: int = len(gradients[0])) -> np.ndarray:
+            every = np.array(list(found)).reshape(-1, size)
+            total, count = self._ranks.total([every.sum(0), np.array([len(every)], np.float64)])
+            return total / count
 
         gradient = mean(gradients[i] for i in finite)
         if self._optimizer is not None:
@@ -235,10 +242,12 @@ class Learner:
         some = tree.map(lambda leaf: leaf[: self._curvature_tasks], task)
 
         def product(vector: np.ndarray) -> np.ndarray:
-            return mean(map(flat, self._product((params, like(params, vector)), some)))
+            at = (params, like(params, vector))
+            return mean(map(flat, self._product(at, some) if finite else ()))
 
         def evaluate(theta: np.ndarray) -> tuple[float, float]:
-            loss, divergence = mean(map(flat, self._surrogate(like(params, theta), task)))
+            found = self._surrogate(like(params, theta), task) if finite else ()
+            loss, divergence = mean(map(flat, found), 2)
             return float(loss), float(divergence)
 
         theta, report = trust_region_step(
