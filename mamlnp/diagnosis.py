@@ -321,5 +321,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: is not an .npz of plain arrays ({error}).") from error
+    except Exception as error:  # a damaged zip file makes NumPy raise nearly anything
+        raise DataError(
+            f"{path}: is not a whole .npz of plain arrays ({error}). Write it with numpy.savez."
+        ) from error

@@ -277,7 +277,7 @@ def test_files_that_are_none(folder: Path, tmp_path: Path, capsys: Any) -> None:
     np.savez(tmp_path / "objects.npz", x=np.array([print], dtype=object), allow_pickle=True)
     for name in ("text.npz", "objects.npz", "missing.npz"):
         assert status(["verify", str(folder), str(tmp_path / name)]) == 2
-        assert "is not an .npz of plain arrays" in capsys.readouterr().err
+        assert "is not a whole .npz of plain arrays" in capsys.readouterr().err
     assert status(["verify", str(tmp_path), str(tmp_path / "text.npz")]) == 2
     assert "Write it with: mamlnp vectors DIR" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
