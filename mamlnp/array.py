@@ -208,7 +208,7 @@ def array(x: Any, dtype: Any = None, *, device: str | None = None) -> Array:
     Array([3., 6.])
     """
     native = x.value if isinstance(x, Array) and not x.serial else x
-    if backend.namespaces.get(native.__class__, np) is not np:
+    if backend.is_native(native) and backend.namespaces.get(native.__class__, np) is not np:
         value = native.astype(native.dtype if dtype is None else dtype, copy=True)
         return Array(value if device is None else backend.to_device(value, device))
     value = np.array(x, dtype=dtype)

@@ -375,7 +375,8 @@ def _train(name: str, options: list[str]) -> None:
         )
     check_settings(config)
     ranks = world()
-    with using_device(getattr(config, "device", "cpu"), ranks.local_rank):
+    card = ranks.local_rank if ranks.size > 1 else None
+    with using_device(getattr(config, "device", "cpu"), card):
         data = module.load(config) if ranks.writes else None  # the first one makes the cache
         ranks.gathered(None)
         data = module.load(config) if data is None else data

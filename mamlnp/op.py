@@ -171,13 +171,13 @@ class Op:
         return Array(value)
 
     def _check_finite(self, xp: Any, value: Any, values: list[Any], args: tuple[Any, ...]) -> None:
-        def finite(x: Any) -> Any:
+        def finite(x: Any) -> bool:
             whole = not hasattr(x, "dtype") or x.dtype.kind != "f"
-            return True if whole else xp.isfinite(x)
+            return whole or bool(xp.isfinite(x).all())
 
-        if bool(xp.all(finite(value))) or not all(bool(xp.all(finite(x))) for x in values):
+        if finite(value) or not all(map(finite, values)):
             return
-        wrong = backend.to_host(~finite(value))
+        wrong = backend.to_host(~xp.isfinite(value))
         where = tuple(int(axis[0]) for axis in wrong.nonzero())
         found = backend.to_host(value)[where]
         raise NonFiniteError(

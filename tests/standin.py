@@ -32,6 +32,7 @@ using namespace std;
 struct Index { int x, y; };
 static Index blockIdx, threadIdx, blockDim, gridDim;
 #define __global__
+#define __launch_bounds__(threads)
 #define __device__ static
 #define __shared__ static
 template <typename T> void atomicAdd(T *at, T value) { *at += value; }
@@ -87,7 +88,9 @@ extern "C" void launch(void (*kernel)(long long *), long long *args, int waits, 
         }
 }
 """
-SIGNATURE = re.compile(r'extern "C" __global__ void (\w+)\((.*?)\)', re.DOTALL)
+SIGNATURE = re.compile(
+    r'extern "C" __global__ __launch_bounds__\(\d+\) void (\w+)\((.*?)\)', re.DOTALL
+)
 
 
 class Pointer:
@@ -289,6 +292,10 @@ def gemm(device, stream, ta, tb, m, n, k, alpha, a, a_type, lda, sa, b, b_type, 
     dtype = [np.float32, np.float64][a_type]
     scalars = [float(strided(int(at), dtype, (1,), (1,))[0]) for at in (alpha, beta)]
 
+    assert lda >= max(1, k if ta else m)
+    assert ldb >= max(1, n if tb else k)
+    assert ldc >= max(1, m)
+
     def matrices(at, rows, columns, leading, apart):
         return strided(int(at), dtype, (batch, rows, columns), (apart, 1, leading))
 
@@ -325,7 +332,7 @@ class CuPy(types.ModuleType):
     RawModule = RawModule
     cuda = types.SimpleNamespace(
         runtime=RUNTIME,
-        Device=lambda: types.SimpleNamespace(id=0),
+        Device=lambda number=0: types.SimpleNamespace(id=0, use=lambda: None),
         Stream=Stream,
         get_current_stream=lambda: types.SimpleNamespace(ptr=0),
         alloc_pinned_memory=bytearray,
@@ -347,10 +354,25 @@ def installed(monkeypatch):
     """Put the stand-in in CuPy's place for the rest of a test."""
     monkeypatch.setitem(sys.modules, "cupy", CuPy("cupy"))
     monkeypatch.setattr(cublas, "product", gemm)
-    for name in ("mamlnp.backend.cuda", "mamlnp.compile.device"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(backend, "namespaces", backend.namespaces)  # restored with what is in it
     monkeypatch.setitem(backend.namespaces, Elsewhere, sys.modules["cupy"])
+    for name in ("mamlnp.backend.cuda", "mamlnp.compile.device"):
+        imported_anew(monkeypatch, name)
+
+
+def imported_anew(monkeypatch, name):
+    """Import a module another time, for the rest of a test: it may hold the real CuPy, or none."""
+    package, _, leaf = name.rpartition(".")
+    parent, before = sys.modules[package], sys.modules.pop(name, None)
+    attribute = vars(parent).get(leaf)
+    module = importlib.import_module(name)
+    del sys.modules[name], vars(parent)[leaf]  # all as it was, which is what will be restored
+    if before is not None:
+        sys.modules[name] = before
+    if attribute is not None:
+        setattr(parent, leaf, attribute)
+    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(parent, leaf, module, raising=False)
 
 
 @functools.cache

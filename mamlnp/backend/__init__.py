@@ -23,10 +23,13 @@ KERNELS = {"reference": reference, "cpu": cpu}
 DEVICES = ("cpu", "cuda")
 _kernels_for_numpy: ModuleType = cpu
 _device = "cpu"  # where new arrays are made
+_card: int | None = None  # of several
 
 
 def is_native(x: Any) -> bool:
     """Is ``x`` an array or scalar of some namespace (not an Array, not a Python number)?"""
+    if x.__class__ not in namespaces and x.__class__.__module__.partition(".")[0] == "cupy":
+        _cuda()  # which makes it known
     return isinstance(x, np.generic) or x.__class__ in namespaces or isinstance(x, np.ndarray)
 
 
@@ -99,12 +102,13 @@ def to_device(x: Any, device: str | None = None) -> Any:
 
 
 @contextlib.contextmanager
-def using_device(name: str, card: int = 0) -> Iterator[None]:
+def using_device(name: str, card: int | None = None) -> Iterator[None]:
     """Make new arrays on a device, "cpu" or "cuda", within the body.
 
     Args:
         name: which kind.
-        card: of several CUDA devices, the number of one; counted round if there are fewer.
+        card: of several CUDA devices, the number of one, counted round if there are fewer; CuPy's
+            current one if not given.
 
     Raises:
         DeviceError: there is no such device, or no CuPy to use it with.
@@ -114,14 +118,21 @@ def using_device(name: str, card: int = 0) -> Iterator[None]:
     'cpu'
     """
     global _device
-    before, _device = _device, _checked(name)
-    if name == "cuda" and card:
-        found = _cuda().cupy
-        found.cuda.Device(card % found.cuda.runtime.getDeviceCount()).use()
+    global _card
+    before, _device, _card = (_device, _card), _checked(name), card
     try:
+        use_card()
         yield
     finally:
-        _device = before
+        _device, _card = before
+        use_card()
+
+
+def use_card() -> None:
+    """Let this thread compute on the card of :func:`using_device`: CuPy asks each for its own."""
+    if _device == "cuda" and _card is not None:
+        found = _cuda().cupy
+        found.cuda.Device(_card % found.cuda.runtime.getDeviceCount()).use()
 
 
 def _checked(device: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+import threading
 from typing import Any
 
 from ..errors import DeviceError
@@ -49,8 +50,13 @@ class _Library:
         self._checked(self._library.cublasCreate_v2(ctypes.byref(self._handle)))
         self._workspace = cupy.empty(WORKSPACE, "uint8")
         self._stream: int | None = None
+        self._lock = threading.Lock()  # from saying the stream to launching on it
 
     def product(self, stream: int, *args: Any) -> None:
+        with self._lock:
+            self._launch(stream, *args)
+
+    def _launch(self, stream: int, *args: Any) -> None:
         if stream != self._stream:  # which takes the workspace away again
             self._checked(self._library.cublasSetStream_v2(self._handle, POINTER(stream)))
             block = POINTER(self._workspace.data.ptr), ctypes.c_size_t(WORKSPACE)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import DeviceError
 from . import cublas
-from .cuda_source import Kernel, element, program
+from .cuda_source import THREADS, Kernel, element, program
 from .reference import Padding, Size, check_windows, window_counts
 
 try:
@@ -41,7 +41,20 @@ def _launch(name: str, dtype: Any, count: int, *args: Any) -> None:
     words = [np.int64(a) if isinstance(a, int) else a for a in args]
     code = CODES[np.dtype(dtype)]
     kernel = element(name, code, words, np.int64(count), most_blocks=MOST_BLOCKS)
-    functions([kernel])[0](kernel.grid, (kernel.threads,), kernel.args)
+    _function(kernel.text)(kernel.grid, (kernel.threads,), kernel.args)
+
+
+@functools.cache
+def _function(text: str) -> Callable[..., None]:
+    """The compiled function of a kernel that is launched by itself."""
+    return functions([Kernel(text, (1,), THREADS, ())])[0]
+
+
+def _computed(x: Any) -> Any:
+    """x in a type that there are kernels for, and that holds it."""
+    if x.dtype in CODES:
+        return x
+    return x.astype(np.float32 if x.dtype.kind == "f" else np.int64)
 
 
 def _images(x: Any) -> Any:
@@ -51,33 +64,34 @@ def _images(x: Any) -> Any:
 def patches(x: Any, size: Size, stride: int, padding: Padding) -> Any:
     """Every window, flattened: (..., H, W, C) -> (..., H', W', kh * kw * C)."""
     oh, ow = window_counts(x.shape[-3:-1], size, stride, padding)
-    images = _images(x)
+    images = _images(_computed(x))
     n, h, w, c = images.shape
-    out = cupy.empty((*x.shape[:-3], oh, ow, math.prod(size) * c), x.dtype)
+    out = cupy.empty((*x.shape[:-3], oh, ow, math.prod(size) * c), images.dtype)
     at = padding[0][0], padding[1][0]
-    _launch("patches", x.dtype, out.size, images, out, n, h, w, c, oh, ow, *size, stride, *at)
-    return out
+    _launch("patches", out.dtype, out.size, images, out, n, h, w, c, oh, ow, *size, stride, *at)
+    return out.astype(x.dtype, copy=False)
 
 
 def fold(p: Any, size: Size, stride: int, padding: Padding, shape: Size) -> Any:
     """The transpose of :func:`patches`: (..., H', W', kh * kw * C) -> (..., H, W, C)."""
     check_windows(p, size, stride, padding, shape)
-    windows = _images(p)
+    windows = _images(_computed(p))
     n, oh, ow, length = windows.shape
     c = length // math.prod(size)
-    out = cupy.empty((*p.shape[:-3], *shape, c), p.dtype)
+    out = cupy.empty((*p.shape[:-3], *shape, c), windows.dtype)
     at = padding[0][0], padding[1][0]
-    _launch("fold", p.dtype, out.size, windows, out, n, *shape, c, oh, ow, *size, stride, *at)
-    return out
+    _launch("fold", out.dtype, out.size, windows, out, n, *shape, c, oh, ow, *size, stride, *at)
+    return out.astype(p.dtype, copy=False)
 
 
 def pool_positions(x: Any, size: Size, stride: int) -> Any:
     """Where each window's first maximum sits in the flattened ``x``: (..., H', W', C) integers."""
     oh, ow = window_counts(x.shape[-3:-1], size, stride, ((0, 0), (0, 0)))
-    images = _images(x)
+    images = _images(_computed(x))
     n, h, w, c = images.shape
     out = cupy.empty((*x.shape[:-3], oh, ow, c), np.int64)
-    _launch("pool_positions", x.dtype, out.size, images, out, n, h, w, c, oh, ow, *size, stride)
+    sides = n, h, w, c, oh, ow, *size, stride
+    _launch("pool_positions", images.dtype, out.size, images, out, *sides)
     return out
 
 
@@ -85,7 +99,7 @@ def put(values: Any, positions: Any, shape: tuple[int, ...]) -> Any:
     """Zeros of ``shape`` with every value added at its flat position (repeats add up, in the order
     in which threads run; positions out of range are left out, since no error can come back from
     the device)."""
-    if values.dtype.kind != "f":  # exact up to 2^53, and there is no need for more
+    if values.dtype not in (np.float32, np.float64):  # exact up to 2^53: no need for more
         return put(values.astype(np.float64), positions, shape).astype(values.dtype)
     out, flag = cupy.zeros(shape, values.dtype), cupy.zeros(1, np.int64)
     flat = cupy.ascontiguousarray(values).reshape(-1)
@@ -99,7 +113,8 @@ def put(values: Any, positions: Any, shape: tuple[int, ...]) -> Any:
 
 @functools.cache
 def _module(text: str) -> Any:
-    return cupy.RawModule(code=text, options=("-std=c++17",))
+    # A product and a sum rounded once here and twice there would make a maximum equal nothing.
+    return cupy.RawModule(code=text, options=("-std=c++17", "--fmad=false"))
 
 
 def functions(kernels: Sequence[Kernel]) -> list[Callable[..., None]]:

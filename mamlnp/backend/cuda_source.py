@@ -42,7 +42,8 @@ class Kernel(NamedTuple):
 
     def named(self, name: str) -> str:
         """The whole function."""
-        return f'extern "C" __global__ void {name}{self.text}'
+        bounds = f"__launch_bounds__({self.threads})"  # or there may be too few registers for them
+        return f'extern "C" __global__ {bounds} void {name}{self.text}'
 
 
 def program(kernels: Sequence[Kernel]) -> tuple[str, dict[str, str]]:
@@ -66,7 +67,13 @@ ARGUMENTS = {  # the types of the addresses that each takes, T is the elements'
 
 
 def element(
-    name: str, code: str, words: Sequence[Any], count: Any, *, most_blocks: int = 1 << 30
+    name: str,
+    code: str,
+    words: Sequence[Any],
+    count: Any,
+    *,
+    reach: int = 0,
+    most_blocks: int = 1 << 30,
 ) -> Kernel:
     """A template of kernels.cu for elements of a type.
 
@@ -76,6 +83,7 @@ def element(
         words: what it is called with. Python's integers are written into the text; NumPy's, and
             addresses, are passed.
         count: of the result's elements, likewise.
+        reach: of the largest array's elements.
         most_blocks: launched; threads go on to further elements if these are too few.
     """
     types = iter(_types(name, code))
@@ -91,7 +99,7 @@ def element(
         texts.append(f"a{len(args)}")
         args.append(word)
     passed = any(isinstance(w, np.integer) for w in args)
-    largest = max(w for w in [*words, count, 0] if isinstance(w, int))
+    largest = max(w for w in [*words, count, reach] if isinstance(w, int))
     index = "i8" if passed else _index(largest)
     *given, number = texts
     call = f"{name}<{code}, {index}>({', '.join(['at', *given])})"
@@ -318,9 +326,9 @@ def _indented(lines: list[str]) -> list[str]:
 
 def _number(code: str, bits: int) -> str:
     if code == "i8":
-        return f"{bits}LL" if bits > -(2**63) else "(-9223372036854775807LL - 1)"
+        return f"({bits}LL)" if bits > -(2**63) else "(-9223372036854775807LL - 1)"
     value = float(np.int64(bits).view(np.float64))
-    return repr(value) if math.isfinite(value) else f"__longlong_as_double({bits}LL)"
+    return f"({value!r})" if math.isfinite(value) else f"__longlong_as_double({bits}LL)"
 
 
 # ---- Python's expressions in C

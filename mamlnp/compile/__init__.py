@@ -69,6 +69,8 @@ class Traced:
         if "products" not in without:
             windows = on_host and libraries
             graph = after("products", passes.products(graph, rule, windows=windows))
+        if not on_host:
+            graph = after("wide reductions", passes.in_two_steps(graph))
         self.graph = settle(graph)
         todo = steps(self.graph, fused="fusion" not in without, alike=not on_host)
         self.counts["fusion"] = len(todo)

@@ -8,6 +8,7 @@ Nothing comes back to the host in between.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -39,11 +40,19 @@ class Segment:
     def __call__(self) -> None:
         """Launch all of them: one by one the first time, which loads what they need, then as one
         graph."""
-        if self._graph is not None:
-            self._graph()
+        if self._graph is not None or not self.launches:
+            (self._graph or self._one_by_one)()
             return
         self._one_by_one()
-        self._graph = cuda.captured(self._one_by_one)
+        try:
+            self._graph = cuda.captured(self._one_by_one)
+        except Exception as error:  # a driver's or a library's own, which launches all the same
+            warnings.warn(
+                f"compile: no CUDA graph could be captured ({error}). Kernels are launched one by "
+                "one, which is slower.",
+                stacklevel=2,
+            )
+            self._graph = self._one_by_one
 
     def _one_by_one(self) -> None:
         for launch in self.launches:
@@ -138,13 +147,15 @@ class Replay:
         if name == "product":
             words = [int(self._address(w) if isinstance(w, At) else w) for w in row.words]
             return [cuda.product(code, words)]
-        out = [w.node for w in row.words if isinstance(w, At) and w.node is not None][-1]
+        nodes = [w.node for w in row.words if isinstance(w, At) and w.node is not None]
+        out, reach = nodes[-1], max(x.size for x in nodes)
         count = row.words[3] if name == "put" else out.size
         launches: list[Kernel | Launch] = []
         if name == "put":
             launches.append(cuda.zeros_at(int(self._address(At(out, 0))), Arena.bytes_of(out)))
         if count:
-            launches.append(cuda_source.element(name, code, row.words, count))
+            kernel = cuda_source.element(name, code, row.words, count, reach=reach)
+            launches.append(kernel)
         return launches
 
     def _array(self, x: Any) -> Any:
@@ -167,4 +178,5 @@ class Replay:
         try:
             into[...] = node.function(xp, *args, **node.params)  # type: ignore[misc]
         except (ValueError, IndexError, TypeError, OverflowError) as error:
+            self._flag[0] = 0  # whatever kernels met before, it is told now
             raise BadDataError from error

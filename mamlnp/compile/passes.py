@@ -15,7 +15,7 @@ import numpy as np
 from ..backend.generated import EXPRESSIONS
 from ..op import registry
 from ..ops.shape import _stretched_axes
-from .trace import Graph, Node, Shape
+from .trace import REDUCTIONS, Graph, Node, Shape
 
 LARGEST_CONSTANT = 1 << 16  # elements: larger ones are cheaper made than kept
 
@@ -276,6 +276,37 @@ def share(graph: Graph) -> Graph:
         data = None if node.data is None else node.data.tobytes()
         key = (node.op, node.function, names, repr(node.params), node.shape, node.dtype, data)
         return known.setdefault(key, like(node, args))
+
+    return rewrite(graph, rule)
+
+
+# ---- reductions
+
+WIDE = 1 << 11  # results that keep a device busy
+WORTHWHILE = 1 << 18  # elements of which two steps are faster than few threads
+
+
+def in_two_steps(graph: Graph) -> Graph:
+    """A reduction to few results first over some of its axes only, so that there are threads enough
+    for a device."""
+
+    def rule(node: Node, args: tuple[Any, ...]) -> Node:
+        if node.op not in REDUCTIONS or node.size >= WIDE or args[0].size < WORTHWHILE:
+            return like(node, args)
+        (x,), axes = args, node.params["axis"]
+        late, results = 0, node.size  # axes left for the second step, and results of the first
+        while late < len(axes) - 1 and results < WIDE:
+            results *= x.shape[axes[late]]
+            late += 1
+        if not late:
+            return like(node, args)
+        early = axes[late:]
+        kept = [a for a in range(x.ndim) if a not in early]
+        shape = tuple(x.shape[a] for a in kept)
+        how = {"function": node.function}
+        part = Node(node.op, (x,), {"axis": early}, shape, node.dtype, **how)
+        then = tuple(kept.index(a) for a in axes[:late])
+        return Node(node.op, (part,), {"axis": then}, node.shape, node.dtype, **how)
 
     return rewrite(graph, rule)
 

@@ -177,7 +177,7 @@ class _Nest:
 
 
 def _product(node: Node, memory: Memory) -> Row | Eager:
-    if node.dtype not in (np.float32, np.float64) or not node.size:
+    if node.dtype not in (np.float32, np.float64) or not node.size or not node.args[0].size:
         return Eager(node)
     a, b = (memory.access(x) for x in node.args[:2])
     (ta, lda), (tb, ldb) = (

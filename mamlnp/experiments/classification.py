@@ -469,7 +469,7 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
             scores, shown["fine_tuning_lr"] = tuned.scores, tuned.lr
         else:
             scores = accuracies(params, _validation(config, data))
-            task = sample("cosine", 0, min(COSINE_TASKS, config.meta_batch_size))
+            task = loop.placed(sample("cosine", 0, min(COSINE_TASKS, config.meta_batch_size)))
             shown |= compare_gradients(*(gradient(params, task)[1] for gradient in gradients))
         (row,) = rows("validation", config.baseline or "MAML", scores)
         return -row.mean, {"validation_accuracy": row.mean, "validation_ci95": row.ci95, **shown}

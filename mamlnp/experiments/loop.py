@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .. import tree
 from ..array import Array
-from ..backend import to_device, to_host
+from ..backend import to_device, to_host, use_card
 from ..errors import DataError, NonFiniteError
 from ..op import debug_nans
 from ..ranks import Ranks
@@ -153,7 +153,7 @@ def _train(
     with (
         _asked_to_stop() as asked,
         _progress(run, start, iterations, silent=not ranks.writes) as bar,
-        ThreadPoolExecutor(1, thread_name_prefix="draw") as ahead,
+        ThreadPoolExecutor(1, thread_name_prefix="draw", initializer=use_card) as ahead,
     ):
         drawing = ahead.submit(_drawn, draw, start)
         for n in range(start, iterations):
@@ -161,7 +161,9 @@ def _train(
             if n + 1 < iterations:
                 drawing = ahead.submit(_drawn, draw, n + 1)
             new, numbers = step(state, drawn)
-            wrong = _not_finite(numbers) or (skips and _not_finite(dict(tree.items(new))))
+            wrong = _not_finite(numbers, waits=skips)
+            if skips and not wrong:
+                wrong = _not_finite(dict(tree.items(new)), waits=True)
             if wrong and not skips:
                 states = {n: state} if n == start else {n - 1: earlier, n: state}
                 culprit, remedy = _culprit(looks, draw, states), ""
@@ -209,10 +211,12 @@ def _train(
                 )
 
 
-def _not_finite(numbers: dict[str, Any]) -> str:
-    """What is not finite, of numbers, and of Arrays on the host, whose first axis is the tasks."""
+def _not_finite(numbers: dict[str, Any], *, waits: bool) -> str:
+    """What is not finite, of numbers, and of Arrays whose first axis is the tasks: of those on the
+    host, or of all, for which a device is waited for."""
     for name, number in numbers.items():
         value = number.value if isinstance(number, Array) else number
+        value = to_host(value) if waits and isinstance(number, Array) else value
         if isinstance(value, np.ndarray):
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 task, *_ = np.argwhere(~np.isfinite(np.atleast_1d(value)))[0]

@@ -437,7 +437,7 @@ def _draw_where(d: Draw) -> Drawn:
 def where(xp: Any, condition: Any, a: Any, b: Any) -> Any:
     """a where the condition holds, else b; the branch not taken gets a cotangent of exactly 0
     (docs, equation 2.4)."""
-    return xp.where(condition, a, b)
+    return xp.where(condition if hasattr(condition, "dtype") else xp.asarray(condition), a, b)
 
 
 @where.vjp("a")

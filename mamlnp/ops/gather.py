@@ -75,6 +75,18 @@ def numbering(xp: Any, x: Any) -> Any:
 HERE = "data"  # stands in a static index where an array of data goes
 
 
+def _check_range(indices: Any, size: int) -> None:
+    """NumPy does so itself; CuPy would count round.
+
+    Raises:
+        IndexError: an index is out of range.
+    """
+    if backend.device_of(indices) == "cpu" or indices.dtype.kind == "b" or not indices.size:
+        return
+    if not -size <= indices.min() <= indices.max() < size:
+        raise IndexError(f"an index is out of range for {size} elements")
+
+
 def _numbered(xp: Any, shape: Shape) -> Any:
     """An array of ``shape`` whose elements are their own flat positions."""
     return xp.arange(math.prod(shape)).reshape(shape)
@@ -92,7 +104,27 @@ def positions(xp: Any, *arrays: Any, index: Index, shape: Shape) -> Any:
     where the index says "data". Integers; not differentiable."""
     rest = iter(arrays)
     full = tuple(next(rest) if part is HERE else part for part in index)
+    axes = _axes(full, len(shape))
+    for part, axis in zip(full, axes, strict=True):
+        if hasattr(part, "dtype"):
+            _check_range(part, shape[axis] if axis < len(shape) else 0)
     return _numbered(xp, shape)[full]
+
+
+def _axes(index: Index, ndim: int) -> list[int]:
+    """The first axis that each part of an index is for."""
+
+    def axes_of(part: Any) -> int:
+        is_mask = hasattr(part, "dtype") and part.dtype.kind == "b"
+        return 0 if part is None else part.ndim if is_mask else 1
+
+    taken = [axes_of(part) for part in index]
+    left = ndim - sum(n for n, part in zip(taken, index, strict=True) if part is not ...)
+    axes, axis = [], 0
+    for n, part in zip(taken, index, strict=True):
+        axes.append(axis)
+        axis += left if part is ... else n
+    return axes
 
 
 @op(
@@ -101,6 +133,7 @@ def positions(xp: Any, *arrays: Any, index: Index, shape: Shape) -> Any:
 )
 def positions_along(xp: Any, indices: Any, *, shape: Shape, axis: int) -> Any:
     """The flat positions that take_along_axis chooses. Integers; not differentiable."""
+    _check_range(indices, shape[axis])
     return xp.take_along_axis(_numbered(xp, shape), indices, axis)
 
 
@@ -114,6 +147,7 @@ def _draw_take(d: Draw) -> Drawn:
 @op(draw=_draw_take, data=("indices",), linear_in=("x",), shapes="any, with indices in range")
 def take(xp: Any, x: Any, indices: Any) -> Any:
     """The elements at ``indices``, which count along an axis, or through all of x if it is None."""
+    _check_range(indices, x.size)
     return x.reshape(-1)[indices]
 
 
