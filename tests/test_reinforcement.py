@@ -100,6 +100,17 @@ def test_the_log_says_what_happened(tmp_path: Path) -> None:
         assert min(picture.size) > 200
 
 
+def test_a_metric_of_some_tasks_is_another_step_in_the_same_trust_region(tmp_path: Path) -> None:
+    found = {}
+    for tasks in (None, NAV.meta_batch_size, 1):
+        config = dataclasses.replace(NAV, curvature_tasks=tasks)
+        run = trained(tmp_path / f"{tasks}", config)
+        found[tasks] = run.load().arrays["state"]["params"]["log_std"]
+        assert all(0 < float(row["kl"]) <= NAV.max_kl for row in metrics(run))
+    np.testing.assert_array_equal(found[None], found[NAV.meta_batch_size])
+    assert (found[None] != found[1]).any()
+
+
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero):RuntimeWarning")
 def test_a_run_that_diverged_everywhere_stops(tmp_path: Path) -> None:
     config = dataclasses.replace(NAV, inner_lr=1e30)
