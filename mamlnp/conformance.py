@@ -11,7 +11,7 @@ import functools
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +23,7 @@ from .autodiff import grad, hvp, stop_gradient
 from .backend import to_host
 from .errors import DataError
 from .gradcheck import check_grads
+from .op import Op
 from .ops.elementwise import exp, mul, power, relu, square, sub, tanh
 from .ops.linear import conv2d, matmul
 from .ops.pool import max_pool2d
@@ -33,8 +34,10 @@ from .runs import atomic_write, versions
 from .tasks import Batch, Task
 
 Params = Any
-Reduction = Literal["mean", "sum", "sum/shots"]
-Statistics = Literal["batch", "constant", "constant in the second derivative", "frozen"]
+Reduction = Literal["mean", "sum", "sum/shots", "sum/ways", "mean/ways"]
+Statistics = Literal[
+    "batch", "constant", "constant in the Hessian", "saved", "saved with values", "frozen"
+]
 
 ARRAYS, MANIFEST = "vectors.npz", "manifest.json"
 
@@ -47,9 +50,12 @@ class Variant:
         first_order: inner gradients are constants.
         inner_reduction, outer_reduction: over a set's examples; "sum/shots" is ways times the mean.
         extra_steps: of the inner loop.
-        statistics: of batch norm: the batch's own; those, but as "constant" in every derivative, or
-            in the second only; or "frozen" at mean 0 and variance 1, as never updated averages are.
-        adapt_norm: whether the inner loop adapts batch norm's beta and gamma.
+        statistics: of batch norm: the batch's own; those, but as "constant" in every derivative; in
+            the second only, because a Hessian of constant statistics was taken ("constant in the
+            Hessian") or because the backward pass has them "saved" as numbers, perhaps "with [the
+            normalised] values" (docs, below equation 6.4); or "frozen" at mean 0 and variance 1, as
+            averages are that were never updated.
+        held: batch norm's parameters that the inner loop does not adapt.
         outer_set: whose loss is differentiated in the end.
         differentiated: whether the gradient goes back through all inner steps or the last only.
         over_tasks: how tasks' gradients are put together.
@@ -60,7 +66,7 @@ class Variant:
     outer_reduction: Reduction = "mean"
     extra_steps: int = 0
     statistics: Statistics = "batch"
-    adapt_norm: bool = True
+    held: tuple[str, ...] = ()
     outer_set: Literal["query", "support"] = "query"
     differentiated: Literal["all steps", "last step"] = "all steps"
     over_tasks: Literal["sum", "mean"] = "sum"
@@ -68,32 +74,45 @@ class Variant:
 
 RIGHT = Variant()
 
+REDUCTIONS: dict[Reduction, str] = {
+    "sum": "a sum over examples instead of a mean",
+    "sum/shots": "a sum divided by shots (ways times the mean)",
+    "sum/ways": "a sum divided by ways (shots times the mean)",
+    "mean/ways": "a mean divided by ways once more",
+}
+
+SECOND = "batch norm's statistics are constants in the second derivative"
+
 MISTAKES: dict[str, Variant] = {
     "first order instead of second: the inner gradient is a constant": Variant(first_order=True),
-    "losses are sums over examples instead of means": Variant(
-        inner_reduction="sum", outer_reduction="sum"
-    ),
-    "the inner loss is a sum over examples instead of a mean": Variant(inner_reduction="sum"),
-    "the outer loss is a sum over examples instead of a mean": Variant(outer_reduction="sum"),
-    "losses are sums divided by shots (ways times the mean)": Variant(
-        inner_reduction="sum/shots", outer_reduction="sum/shots"
-    ),
-    "the inner loss is a sum divided by shots (ways times the mean)": Variant(
-        inner_reduction="sum/shots"
-    ),
-    "the outer loss is a sum divided by shots (ways times the mean)": Variant(
-        outer_reduction="sum/shots"
-    ),
+    **{
+        f"{which} loss is {text}": Variant(
+            inner_reduction="mean" if which == "the outer" else reduction,
+            outer_reduction="mean" if which == "the inner" else reduction,
+        )
+        for reduction, text in REDUCTIONS.items()
+        for which in ("each", "the inner", "the outer")
+    },
     "an inner step is missing": Variant(extra_steps=-1),
     "there is an inner step too many": Variant(extra_steps=1),
     "batch norm's statistics are frozen (mean 0, variance 1), not the batch's": Variant(
         statistics="frozen"
     ),
     "batch norm's statistics are constants in every derivative": Variant(statistics="constant"),
-    "batch norm's statistics are constants in the second derivative": Variant(
-        statistics="constant in the second derivative"
+    f"{SECOND}: the Hessian is that of constant statistics": Variant(
+        statistics="constant in the Hessian"
     ),
-    "batch norm's beta and gamma are not adapted in the inner loop": Variant(adapt_norm=False),
+    f"{SECOND}: its backward pass has mean and variance as saved numbers": Variant(
+        statistics="saved"
+    ),
+    f"{SECOND}: its backward pass has mean, variance and normalised values as saved numbers": (
+        Variant(statistics="saved with values")
+    ),
+    "batch norm's beta and gamma are not adapted in the inner loop": Variant(
+        held=("beta", "gamma")
+    ),
+    "batch norm's beta is not adapted in the inner loop": Variant(held=("beta",)),
+    "batch norm's gamma is not adapted in the inner loop": Variant(held=("gamma",)),
     "the gradient is of the support loss instead of the query loss": Variant(outer_set="support"),
     "only the last inner step is differentiated through": Variant(differentiated="last step"),
     "tasks are averaged instead of summed": Variant(over_tasks="mean"),
@@ -114,6 +133,7 @@ class Case:
         inner_steps: how many.
         examples: over which the mean of a set is: (support, query).
         ways: classes, where there are any.
+        conventions: what else the numbers depend on, by name.
     """
 
     name: str
@@ -125,9 +145,17 @@ class Case:
     inner_steps: int
     examples: tuple[int, int] = (1, 1)
     ways: int = 1
+    conventions: dict[str, str] = field(default_factory=dict)
 
     def _scaled(self, loss: maml.Loss, reduction: Reduction, examples: int) -> maml.Loss:
-        scale = {"mean": 1, "sum": examples, "sum/shots": self.ways}[reduction]
+        shots = examples / self.ways if self.ways > 1 else 1
+        scale = {
+            "mean": 1,
+            "sum": examples,
+            "sum/shots": self.ways,
+            "sum/ways": shots,
+            "mean/ways": 1 / self.ways,
+        }[reduction]
         return loss if scale == 1 else lambda params, batch: loss(params, batch) * float(scale)
 
     def losses_after(self, params: Params, how: Variant = RIGHT) -> Array:
@@ -149,7 +177,7 @@ class Case:
 
     def meta_gradient(self, how: Variant = RIGHT) -> Params:
         """The gradient by theta of the sum (or mean) over tasks of those losses."""
-        if how.statistics == "constant in the second derivative":
+        if how.statistics == "constant in the Hessian":
             grads = self._by_products(how)
         else:
             grads = grad(lambda params: sum(self.losses_after(params, how)))(self.params)
@@ -159,14 +187,14 @@ class Case:
 
     def _ways(self, how: Variant) -> tuple[maml.Loss, maml.Loss, Any, Any]:
         """The inner and the outer loss, the outer one's batch, and alpha for every leaf."""
-        late = how.statistics == "constant in the second derivative"
+        late = how.statistics == "constant in the Hessian"
         inner, outer = self.losses("batch" if late else how.statistics)
         query = how.outer_set == "query"
         return (
             self._scaled(inner, how.inner_reduction, self.examples[0]),
             self._scaled(outer, how.outer_reduction, self.examples[query]),
             self.task.query if query else self.task.support,
-            _without_norm(self.params, self.inner_lr, how.adapt_norm),
+            _rates(self.params, self.inner_lr, how.held),
         )
 
     def _by_products(self, how: Variant) -> Params:
@@ -224,10 +252,10 @@ class Case:
         )
 
 
-def _without_norm(params: Params, lr: float, adapt_norm: bool) -> Any:
-    """alpha for every leaf: 0 for batch norm's where they are not adapted."""
+def _rates(params: Params, lr: float, held: tuple[str, ...]) -> Any:
+    """alpha for every leaf: 0 for those that are held."""
     return {
-        layer: {name: 0 if name in ("beta", "gamma") and not adapt_norm else lr for name in leaves}
+        layer: {name: 0 if name in held else lr for name in leaves}
         for layer, leaves in params.items()
     }
 
@@ -340,10 +368,9 @@ def convolutional(rng: np.random.Generator) -> Case:
 
     return Case(
         "conv",
-        "mean cross-entropy of a net: conv 3x3 stride 2, batch norm, relu, conv 3x3, batch norm, "
-        "relu, max-pool 2x2, mean over the image, linear. SAME padding is TensorFlow's: at stride "
-        "2 on 8 pixels none before and one after; at stride 1 one on each side. Batch norm: the "
-        "batch's own mean and biased variance, epsilon 0.001, then gamma and beta, both adapted",
+        "mean cross-entropy of a net: conv 3x3 stride 2, batch norm, relu, conv 3x3 stride 1, "
+        "batch norm, relu, max-pool 2x2 stride 2, mean over the image, linear; no biases but the "
+        "last",
         _arrays(rng, shapes),
         Task(batch(shots), batch(queries)),
         of,
@@ -351,20 +378,70 @@ def convolutional(rng: np.random.Generator) -> Case:
         inner_steps=1,
         examples=(ways * shots, ways * queries),
         ways=ways,
+        conventions={
+            "padding": "TensorFlow's SAME: at stride 2 on 8 pixels none before and one after, at "
+            "stride 1 one on each side; the max-pool has none",
+            "batch_norm": "transductive: support and query batch each by their own mean and biased "
+            f"variance, through which every derivative goes; epsilon {EPSILON}; no running "
+            "averages; then gamma and beta, both adapted",
+        },
     )
 
 
-def _normalised(params: Params, x: Array, statistics: Statistics, eps: float = 1e-3) -> Array:
+EPSILON, AXES = 1e-3, (-4, -3, -2)
+
+
+def _statistics(x: Array) -> tuple[Array, Array]:
+    """Mean, and one over the root of the variance, of every channel."""
+    average = mean(x, AXES, keepdims=True)
+    return average, power(mean(square(sub(x, average)), AXES, keepdims=True) + EPSILON, -0.5)
+
+
+def _saving(xp: Any, x: Any, gamma: Any, *, values: bool) -> Any:
+    """Batch norm as written by hand: gamma times the normalised x, its statistics saved as numbers
+    for a backward pass that is right once."""
+    average = xp.mean(x, AXES, keepdims=True)
+    variance = xp.mean((x - average) ** 2, AXES, keepdims=True)
+    return (x - average) * (variance + EPSILON) ** -0.5 * gamma
+
+
+# Not registered: of a rule that is wrong on purpose nobody wants to hear in `mamlnp check`.
+saving = Op(
+    _saving,
+    draw=lambda d: ((d.array((3, 2, 2, 2)), d.array((1, 1, 1, 2))), {"values": d.boolean()}),
+)
+
+
+def _saved(x: Array, values: bool) -> tuple[Array, Array]:
+    """Normalised x, and its scale, as a backward pass has them that saved numbers."""
+    average, scale = map(stop_gradient, _statistics(x))
+    hat = sub(x, average) * scale
+    return stop_gradient(hat) if values else hat, scale
+
+
+@saving.vjp("x")
+def _(ct: Array, out: Array, x: Array, gamma: Array, *, values: bool) -> Array:
+    hat, scale = _saved(x, values)
+    along = mean(ct * hat, AXES, keepdims=True)
+    return gamma * scale * (ct - mean(ct, AXES, keepdims=True) - hat * along)
+
+
+@saving.vjp("gamma")
+def _(ct: Array, out: Array, x: Array, gamma: Array, *, values: bool) -> Array:
+    return sum(ct * _saved(x, values)[0], AXES, keepdims=True)
+
+
+def _normalised(params: Params, x: Array, statistics: Statistics) -> Array:
     """Batch norm whose statistics may be treated wrongly."""
-    axes = (-4, -3, -2)
-    average = mean(x, axes, keepdims=True)
-    variance = mean(square(sub(x, average)), axes, keepdims=True)
+    beta, gamma = (expand_dims(params[name], AXES) for name in ("beta", "gamma"))
+    if statistics in ("saved", "saved with values"):
+        return saving(x, gamma, values=statistics == "saved with values") + beta
+    average, scale = _statistics(x)
     if statistics == "constant":
-        average, variance = stop_gradient(average), stop_gradient(variance)
+        average, scale = stop_gradient(average), stop_gradient(scale)
     elif statistics == "frozen":
-        average, variance = average * 0.0, variance * 0.0 + 1.0
-    scale = mul(power(variance + eps, -0.5), expand_dims(params["gamma"], axes))
-    return sub(x, average) * scale + expand_dims(params["beta"], axes)
+        average, scale = average * 0.0, scale * 0.0 + (1.0 + EPSILON) ** -0.5
+    return mul(sub(x, average) * scale, gamma) + beta
 
 
 class Steps(NamedTuple):
@@ -481,6 +558,8 @@ def vectors(case: Case) -> dict[str, np.ndarray]:
 
 
 CONVENTIONS = {
+    "support, query": "a task's two sets, CASE/support/... and CASE/query/..., with a leading task "
+    "axis; labels are whole numbers from 0",
     "theta": "the parameters before adaptation, CASE/theta/LAYER.NAME",
     "adapted": "every task's own after the inner loop, theta - alpha grad of its support loss, "
     "again and again; a leading task axis",
@@ -489,6 +568,7 @@ CONVENTIONS = {
     "meta_gradient": "by theta of the SUM over tasks of the query losses after adaptation, through "
     "the inner loop: second order",
     "first_order": "the same with inner gradients as constants",
+    "vector": "what the Hessian is multiplied with, CASE/vector/LAYER.NAME",
     "hvp": "the Hessian at theta of the SUM over tasks of the support losses, times vector",
     "layout": "images are (tasks, images, height, width, channels); to channels-first: "
     "transpose(0, 1, 4, 2, 3). Convolution weights are (height, width, in, out); to (out, in, "
@@ -520,6 +600,7 @@ def write(folder: Path, seed: int = 0) -> str:
             "alpha": case.inner_lr,
             "inner_steps": case.inner_steps,
             "tasks": maml.num_tasks(case.task),
+            **case.conventions,
             "error_against_finite_differences": error,
         }
         lines.append(f"{name:14} checked against finite differences: relative error {error:.0e}")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mamlnp import conformance, maml, tree
-from mamlnp.autodiff import grad
+from mamlnp import array, conformance, maml, nn, tree
+from mamlnp.autodiff import dot, grad, vjp
 from mamlnp.cli import main
 from mamlnp.conformance import CASES, MISTAKES, RIGHT, Variant, cases, named
 from mamlnp.diagnosis import diagnose
@@ -78,10 +78,44 @@ def test_constant_statistics_in_the_second_derivative_leave_the_inner_step_alone
     right = case.losses
     object.__setattr__(case, "losses", lambda statistics: right("batch"))
     try:
-        late = case.meta_gradient(Variant(statistics="constant in the second derivative"))
+        late = case.meta_gradient(Variant(statistics="constant in the Hessian"))
     finally:
         object.__setattr__(case, "losses", right)
     np.testing.assert_allclose(flat(late), flat(case.meta_gradient()), rtol=1e-10)
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_saved_statistics_are_right_once_and_constants_afterwards(values: bool) -> None:
+    """What a backward pass that saved numbers gives, by differences of it with those held."""
+    rng = np.random.default_rng(0)
+    x, ct, u, v = rng.normal(size=(4, 3, 2, 2, 2))
+    gamma = rng.normal(size=(1, 1, 1, 2))
+    eps, axes = conformance.EPSILON, (0, 1, 2)
+    average, scale = x.mean(axes), (x.var(axes) + eps) ** -0.5
+    hat = (x - average) * scale
+
+    def backward(x: Any, gamma: Any, hat: Any = None) -> Any:
+        hat = (x - average) * scale if hat is None else hat
+        along = ct.mean(axes) + hat * (ct * hat).mean(axes)
+        return gamma * scale * (ct - along), (ct * hat).sum(axes)
+
+    def once(x: Any, gamma: Any) -> Any:
+        return vjp(lambda *a: conformance.saving(*a, values=values), x, gamma)[1](ct)
+
+    right = vjp(lambda x, g: nn.batch_norm({"beta": array(np.zeros(2)), "gamma": g}, x),
+                x[None], gamma.reshape(1, 2))[1](ct[None])  # fmt: skip
+    for found, expected in zip(once(x, gamma), right, strict=True):
+        np.testing.assert_allclose(found.numpy().ravel(), expected.numpy().ravel(), rtol=1e-10)
+    twice = grad(lambda x, g: dot(once(x, g)[0], u) + once(x, g)[1].sum(), (0, 1))(x, gamma)
+    held = hat if values else None
+
+    def along(h: float) -> Any:
+        dx, dgamma = backward(x + h * v, gamma + h, held)
+        return (dx * u).sum() + dgamma.sum()
+
+    difference = (along(1e-5) - along(-1e-5)) / 2e-5
+    product = (twice[0].numpy() * v).sum() + twice[1].numpy().sum()
+    np.testing.assert_allclose(product, difference, rtol=1e-8)
 
 
 def test_only_the_last_step_has_one_factor_of_the_product() -> None:
@@ -150,6 +184,40 @@ def test_a_mistake_in_some_cases_only_is_no_explanation_of_all() -> None:
     found = diagnose(given)
     assert [v.agrees for v in found.verdicts] == [False, True]
     assert not found.explanations and "no known mistake" in str(found)
+
+
+def test_each_case_has_its_mistake_where_there_is_none_for_all() -> None:
+    wrong = {"sine-1-step": Variant(first_order=True), "reinforce": Variant(extra_steps=1)}
+    given = answer(only=["quadratic", "conv"])
+    for name, how in wrong.items():
+        given |= answer(how, [name])
+    given["conv/meta_gradient/head.b"] = given["conv/meta_gradient/head.b"] + 1
+    found = diagnose(given)
+    labels = {v.case: v.explanations for v in found.verdicts}
+    assert labels == {
+        "quadratic": [],
+        "sine-1-step": ["first order instead of second: the inner gradient is a constant"],
+        "conv": [],
+        "reinforce": ["there is an inner step too many"],
+    }
+    assert re.search(r"reinforce +alone: there is an inner step too many", str(found))
+    assert re.search(r"conv +parameters that differ: head.b", str(found))
+
+
+def test_float32_in_an_array_of_float64_is_no_mistake() -> None:
+    for how, explanations in [(RIGHT, []), *((v, [k]) for k, v in MISTAKES.items())]:
+        given = {k: v.astype(np.float32).astype(np.float64) for k, v in answer(how).items()}
+        found = diagnose(given)
+        assert found.right == (how is RIGHT) and found.explanations == explanations
+    partly = {k: v * (1 + 1e-7) for k, v in answer().items()}  # summed in float64, say
+    assert "compute everything in float64" in str(diagnose(partly))
+
+
+def test_nan_is_no_known_mistake() -> None:
+    found = diagnose({k: v * np.nan for k, v in answer().items()})
+    assert not found.right and not found.explanations and "conv2.w nan" in str(found)
+    losses = {"sine-1-step/query_losses": np.full(3, np.nan)}
+    assert "query losses DIFFER" in str(diagnose(answer(only=["sine-1-step"]) | losses))
 
 
 def test_what_cannot_be_told_apart_is_all_named() -> None:
