@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +59,7 @@ class Verdict:
         agrees: whether that is rounding.
         differs: by leaf the same error of it alone, the largest first, where it does not.
         others: errors of what else was given: adapted parameters, losses, the product.
+        explanations: mistakes that reproduce this case, where none reproduces the whole answer.
     """
 
     case: str
@@ -66,6 +67,7 @@ class Verdict:
     agrees: bool
     differs: dict[str, float] = field(default_factory=dict)
     others: dict[str, float] = field(default_factory=dict)
+    explanations: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Diagnosis:
             says = "agrees" if v.agrees else "DIFFERS"
             lines.append(f"{v.case:14} {says}: relative error {v.error:.1e}")
             for name, error in v.others.items():
-                if error > self.tolerance:
+                if not error <= self.tolerance:  # NaN is no agreement
                     lines.append(f"{'':14} {name} DIFFER: relative error {error:.1e}")
         lines += [f"{name:14} not given" for name in self.missing]
         wrong = [v for v in self.verdicts if not v.agrees]
@@ -110,10 +112,15 @@ class Diagnosis:
             lines.append("each of these reproduces the numbers given:")
             lines += [f"  {mistake}" for mistake in self.explanations]
         else:
-            lines.append("no known mistake, nor two of them, reproduces the numbers given.")
+            lines.append("no known mistake, nor two of them, reproduces all the numbers given.")
             for v in wrong:
-                parts = ", ".join(f"{name} {error:.1e}" for name, error in v.differs.items())
-                lines.append(f"{v.case:14} parameters that differ: {parts}")
+                for mistake in v.explanations:
+                    lines.append(f"{v.case:14} alone: {mistake}")
+                if not v.explanations:
+                    parts = ", ".join(f"{name} {error:.1e}" for name, error in v.differs.items())
+                    lines.append(f"{v.case:14} parameters that differ: {parts}")
+            if all(v.error <= TOLERANCES["float32"] for v in wrong):
+                lines.append("the errors are as large as float32's: compute everything in float64.")
         return "\n".join(lines)
 
 
@@ -137,9 +144,7 @@ def diagnose(given: Mapping[str, np.ndarray], seed: int = 0) -> Diagnosis:
             f"verify: nothing is named like {next(iter(known))}/meta_gradient/LAYER.NAME; the "
             f"names are {', '.join(itertools.islice(given, 5)) or 'none'}. See {MANIFEST}."
         )
-    single = any(
-        leaf.dtype != np.float64 for leaves in answers.values() for leaf in leaves.values()
-    )
+    single = any(_are_float32(leaves.values()) for leaves in answers.values())
     tolerance = TOLERANCES["float32" if single else "rounding"]
     seen: dict[tuple[str, Variant], Leaves] = {}
 
@@ -150,6 +155,23 @@ def diagnose(given: Mapping[str, np.ndarray], seed: int = 0) -> Diagnosis:
             seen[name, how] = {k.removeprefix(f"{prefix}/"): v for k, v in grads.items()}
         return seen[name, how]
 
+    def explanations(names: Iterable[str]) -> list[str]:
+        """Every mistake that reproduces these cases, or else every two."""
+        for candidates in (_one_mistake(), _two_mistakes()):
+            found = []
+            for label, how in candidates:
+                turned: list[str] = []
+                for name in names:
+                    error, another_order = fit(answers[name], expected(name, how), tolerance)
+                    if not error <= tolerance:  # of NaN neither is true
+                        break
+                    turned += another_order
+                else:
+                    found.append(_with_layout(label, turned))
+            if found:
+                return found
+        return []
+
     verdicts = []
     for name, leaves in answers.items():
         _check(leaves, expected(name, RIGHT), name)
@@ -158,28 +180,22 @@ def diagnose(given: Mapping[str, np.ndarray], seed: int = 0) -> Diagnosis:
         differs = {} if agrees else _by_leaf(leaves, expected(name, RIGHT), tolerance)
         error = error if agrees else float(np.linalg.norm(list(differs.values())))
         verdicts.append(Verdict(name, error, agrees, differs, _others(given, known[name], name)))
-    explanations: list[str] = []
-
-    def fits(how: Variant) -> tuple[str, ...] | None:
-        """Leaves in another order of axes, if it reproduces all; stops at the first it does not."""
-        turned: tuple[str, ...] = ()
-        for name, leaves in answers.items():
-            found = fit(leaves, expected(name, how), tolerance)
-            if found.error > tolerance:
-                return None
-            turned += found.turned
-        return turned
-
-    if not all(v.agrees for v in verdicts):
-        for candidates in (_one_mistake(), _two_mistakes()):
-            for label, how in candidates:
-                turned = fits(how)
-                if turned is not None:
-                    explanations.append(_with_layout(label, turned))
-            if explanations:
-                break
+    joint: list[str] = []
+    if not all(v.agrees for v in verdicts) and not (joint := explanations(list(answers))):
+        verdicts = [
+            v if v.agrees else dataclasses.replace(v, explanations=explanations([v.case]))
+            for v in verdicts
+        ]
     missing = [name for name in known if name not in answers]
-    return Diagnosis(verdicts, explanations, missing, tolerance)
+    return Diagnosis(verdicts, joint, missing, tolerance)
+
+
+def _are_float32(leaves: Iterable[np.ndarray]) -> bool:
+    """Were these computed in float32? So their type says, or that float32 holds them exactly."""
+    leaves = list(leaves)
+    with np.errstate(over="ignore"):
+        exactly = (np.array_equal(x, x.astype(np.float32), equal_nan=True) for x in leaves)
+        return any(x.dtype != np.float64 for x in leaves) or all(exactly)
 
 
 def _one_mistake() -> Iterator[tuple[str, Variant]]:
@@ -199,7 +215,7 @@ def _two_mistakes() -> Iterator[tuple[str, Variant]]:
             yield f"{a}; and {b}", Variant(**changes[0], **changes[1])
 
 
-def _with_layout(label: str, turned: tuple[str, ...]) -> str:
+def _with_layout(label: str, turned: list[str]) -> str:
     if not turned:
         return label
     layout = f"{LAYOUT}: {', '.join(dict.fromkeys(turned))}"

@@ -293,6 +293,7 @@ def test_the_manifest_says_every_convention(folder: Path) -> None:
     for case in manifest["cases"].values():
         assert 0 < case["error_against_finite_differences"] < 1e-7
         assert {"loss", "loss_reduction", "alpha", "inner_steps", "tasks"} <= set(case)
+    assert {"padding", "batch_norm"} <= set(manifest["cases"]["conv"])
     text = json.dumps(manifest)
     for word in (
         "SUM over tasks",
