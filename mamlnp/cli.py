@@ -26,6 +26,7 @@ mamlnp COMMAND --help explains a command's options.
 from __future__ import annotations
 
 import csv
+import functools
 import importlib
 import inspect
 import json
@@ -33,6 +34,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from pathlib import Path
@@ -51,6 +53,7 @@ from .experiments.loop import Interrupted, check_settings
 from .experiments.scores import as_records
 from .gradcheck import check_grads
 from .learner import BATCH_NORM, BatchNorm, Classifier
+from .op import Op
 from .ranks import Ranks, world
 from .runs import EVALUATION, atomic_write, create_run, open_run, versions
 from .tasks import counted_rng
@@ -241,8 +244,8 @@ class Check:
 
     Attributes:
         function: one of your own, as module:name; written in NumPy's functions or in mamlnp's.
-        args: its arguments: a shape (3x4: random numbers), numbers (0.5, or [[1, 2], [3, 4]]), or
-            an .npy file.
+        args: its arguments: a shape (3x4, or 3 for a vector: random numbers), numbers (0.5, 3.0,
+            or [[1, 2], [3, 4]]), or an .npy file.
         op: only this row.
         order: the highest order of derivative, 1 to 3.
         json: write the rows here too.
@@ -549,10 +552,13 @@ def _check_function(asked: Check) -> int:
         raise DataError(f"--args: {len(args)} given to {asked.function}: {error}.") from error
     wrong = ""
     try:
-        report = check_grads(f, args, asked.order)
+        with np.errstate(all="ignore"):  # what is not finite is said in words
+            report = check_grads(_located(f, asked.function), args, asked.order)
     except GradientError as error:
+        if error.report is None:  # nothing is wrong, but there is nothing to compare with
+            raise DataError(str(error)) from error
         report, wrong = error.report, str(error)
-    found = report.comparisons if report is not None else []
+    found = report.comparisons
     print(f"{'order':5} {'argument':32}{'differences':>16}{'exact':>16}{'error':>10}  verdict")
     for row in found:
         kinks = f", {row.kinks} kinks redrawn" if row.kinks else ""
@@ -565,6 +571,25 @@ def _check_function(asked: Check) -> int:
         rows = [asdict(row) for row in found]
         _write_json(asked.json, {"versions": versions(), "rows": rows, "wrong": wrong})
     return 1 if wrong else 0
+
+
+def _located(f: Any, name: str) -> Any:
+    """The function; where it fails, that is its user's mistake, in a line of the user's."""
+    if isinstance(f, Op):
+        return f
+
+    @functools.wraps(f)
+    def located(*args: Any) -> Any:
+        try:
+            return f(*args)
+        except Exception as error:
+            file = getattr(getattr(f, "__code__", None), "co_filename", None)
+            own = [x for x in traceback.extract_tb(error.__traceback__) if x.filename == file]
+            place = f" in line {own[-1].lineno} of {Path(own[-1].filename).name}" if own else ""
+            kind = type(error).__name__
+            raise DataError(f"check: {name} fails{place}: {kind}: {error}") from error
+
+    return located
 
 
 def _imported(text: str) -> Any:
@@ -597,8 +622,8 @@ def _argument(text: str, n: int) -> Any:
         return np.asarray(json.loads(text), np.float64)
     except (ValueError, TypeError, OSError) as error:
         raise DataError(
-            f"--args: {text!r} is neither a shape (3x4), nor numbers ([1.5, 2]), nor an .npy file "
-            f"({error})."
+            f"--args: {text!r} is neither a shape (3x4, 3), nor numbers ([1.5, 2]), nor an .npy "
+            f"file ({error})."
         ) from error
 
 

@@ -120,7 +120,8 @@ def check_grads(
     Raises:
         GradientError: a derivative is wrong. The message names the function, the argument and the
             order, both numbers, and the op whose own rules fail the check at the lowest order.
-        GradientError: every direction crosses a kink, so there is nothing to compare with.
+        GradientError: every direction crosses a kink, or f is not finite around that point, so
+            that there is nothing to compare with; the error's report is None.
 
     >>> from mamlnp import array
     >>> check_grads(lambda x: np.sin(x) * x**3, [array([0.5, -1.0])], order=3).error() < 1e-6
@@ -226,6 +227,11 @@ def _compare(
         direction = direction / max(1.0, math.sqrt(dot(direction, direction).item()))
         ahead, ahead_pieces = _with_pieces(f, _moved(leaves, i, STEP * direction))
         behind, behind_pieces = _with_pieces(f, _moved(leaves, i, -STEP * direction))
+        if not all(np.isfinite(backend.to_host(y.value)).all() for y in [*ahead, *behind]):
+            raise GradientError(
+                f"check_grads: {label[0]}: argument {label[1]}, order {label[2]}: the function, or "
+                "its derivative of the order below, is not finite there. Choose another point."
+            )
         if ahead_pieces != behind_pieces:
             continue
         weights = [_random_like(y, rng) for y in ahead]

@@ -187,6 +187,20 @@ def wrong(x):
     return tripled(x).sum()
 
 
+def unknown(x):
+    return np.sinc(x)
+
+
+def copies(x):
+    y = x.copy()
+    y[0] = 0
+    return y
+
+
+def logarithm(x):
+    return np.log(x)
+
+
 number = 3
 '''
 
@@ -230,6 +244,9 @@ def test_a_wrong_rule_of_ones_own_is_named(capsys: Any) -> None:
         (["mine:energy", "--args", "3x4"], "missing a required argument"),
         (["mine:hinge", "--args", "three"], "is neither a shape"),
         (["mine:hinge", "--args", "none.npy"], "is neither a shape"),
+        (["mine:unknown", "--args", "3"], "mine:unknown fails in line 34 of mine.py: TypeError"),
+        (["mine:copies", "--args", "3"], "mine:copies fails in line 38 of mine.py: AttributeErr"),
+        (["mine:logarithm", "--args", "[1, -1]"], "is not finite there"),
     ],
 )
 def test_what_cannot_be_checked(argv: list[str], message: str, capsys: Any) -> None:

@@ -525,6 +525,13 @@ def test_check_meta_gradient_catches_two_ways_that_differ(monkeypatch):
         check_meta_gradient(loss, params, task, inner_lr=0.1)
 
 
+def test_a_function_that_is_not_finite_is_no_wrong_rule():
+    for f, x in ((np.log, [1.0, -1.0]), (np.sqrt, [0.0, 1.0]), (np.exp, [1e3])):
+        with np.errstate(all="ignore"), pytest.raises(GradientError, match="not finite") as caught:
+            check_grads(f, [np.array(x)])
+        assert caught.value.report is None
+
+
 # ---- random programs
 
 
