@@ -170,8 +170,8 @@ def _or_zeros(cts: Sequence[Array | None], like: Sequence[Array]) -> list[Array]
 
 
 def vjp(f: Callable[..., Any], *primals: Tree) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
-    """f's value, and its pullback: the product of a cotangent with the Jacobian (docs, equation
-    1.2).
+    """f's value, and its pullback: the product of a cotangent with the Jacobian (docs,
+    equation 1.2).
 
     Args:
         f: from trees of Arrays to a tree of Arrays.

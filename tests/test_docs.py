@@ -42,10 +42,6 @@ def found(name: str) -> Any:
     raise ImportError(name)
 
 
-def says(thing: Any) -> str:
-    return inspect.cleandoc(thing.__doc__ or "").replace("\n", " ")
-
-
 def named(docstring: str) -> list[str]:
     """The equations that a docstring names."""
     lists = re.findall(r"equations? ((?:\d\.\d+(?:,| and)? ?)+)", docstring)
@@ -64,7 +60,8 @@ def test_equations_are_numbered_in_order() -> None:
 def test_an_equation_leads_to_its_function_and_that_one_back(number: str) -> None:
     name = NAME.search(EQUATIONS[number])
     assert name is not None, f"equation {number} names no function"
-    assert number in named(says(found(name[1]))), f"{name[1]} does not name equation {number}"
+    text = inspect.getdoc(found(name[1])) or ""
+    assert f"equation {number}" in text, f"no line of {name[1]}'s docstring says equation {number}"
 
 
 def test_every_name_in_the_documentation_exists() -> None:

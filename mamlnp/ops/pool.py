@@ -44,8 +44,8 @@ def _checked(where: str, x: Any, size: int | Pair, stride: int | None) -> tuple[
 
 
 def max_pool2d(x: Any, size: int | Pair = 2, stride: int | None = None) -> Array:
-    """The largest of each window; of equal ones the first takes the whole cotangent (docs, equation
-    6.5).
+    """The largest of each window; of equal ones the first takes the whole cotangent (docs,
+    equation 6.5).
 
     Args:
         x: (..., H, W, C).

@@ -76,8 +76,8 @@ class MetaPolicy:
         return neg(sum(mul(batch.weights, batch.advantages) * chosen, -1))
 
     def descend(self, params: Params, batch: Experience, *, lr: Any = None) -> Params:
-        """theta' = theta - alpha grad L(theta) for every task's own theta (line 7; docs, equation
-        7.4)."""
+        """theta' = theta - alpha grad L(theta) for every task's own theta (line 7; docs,
+        equation 7.4)."""
         here = stop_gradient(params) if self.first_order else params
         grads = grad(maml.total(self.reinforce, batch))(here)
         return maml.descend(params, grads, self.inner_lr if lr is None else lr)
@@ -96,7 +96,8 @@ class MetaPolicy:
 
     def surrogate(self, params: Params, task: Episodes) -> tuple[Array, Array]:
         """Each task's -mean(pi_theta'(a | o) / pi_old(a | o) A) and its mean KL(old || theta'),
-        (T,) both (Schulman et al. 2015, their equation 14; docs, equations 7.5 and 7.8)."""
+        (T,) both (Schulman et al. 2015, their equation 14; docs, equation 7.5 and
+        equation 7.8)."""
         return self._surrogate(self.adapted(params, task), task)
 
     def _surrogate(self, new: Gaussian, task: Episodes) -> tuple[Array, Array]:
