@@ -545,5 +545,5 @@ def test_random_programs_are_right_to_third_order(data):
     try:
         check_grads(f, program.arguments(data.draw(seeds, "numbers"), ties=False), 3)
     except GradientError as error:
-        if error.report is not None:  # else it lies on a kink whichever way one looks
+        if "cross a kink" not in str(error):  # whichever way one looks
             raise
