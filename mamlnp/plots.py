@@ -199,6 +199,7 @@ def landscape(path: Path, found: Landscape, title: str) -> None:
             axes.plot(0, 0, "o", color=DARK, mec="white", zorder=5, label="theta")
             axes.set(title=f"query loss {name}", xlabel="along the second-order direction")
             axes.set_aspect("equal")
+            axes.locator_params(nbins=5)  # more would run into each other
         panels[0].set_ylabel("across it")
         share = found.slopes[1] / found.slopes[0] if found.slopes[0] else np.nan
         figure.suptitle(
