@@ -265,7 +265,8 @@ def hessian_products(
         left.margins(x=0.15)
         for (name, (exact, line)), colour in zip(errors.items(), COLOURS, strict=False):
             right.plot(steps, line, ".-", color=colour, label=f"difference, {name}")
-            right.axhline(exact, color=colour, ls="--", lw=1.2, label=f"exact, {name}")
+            if exact:  # nothing is nowhere on a logarithmic axis
+                right.axhline(exact, color=colour, ls="--", lw=1.2, label=f"exact, {name}")
         right.set(xscale="log", yscale="log", xlabel="step of the difference")
         right.set(ylabel="relative error", title="error")
         right.legend(fontsize=8)
