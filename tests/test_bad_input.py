@@ -206,12 +206,17 @@ def test_a_half_written_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     trained("run")
     cut("run/checkpoint.safetensors")
     capsys.readouterr()
+    cli.main(["evaluate", "run", "--tasks", "2"])
+    line, *_ = capsys.readouterr().err.splitlines()
+    assert "run/checkpoint.safetensors: is damaged" in line
+    assert "Taken instead: run/checkpoint-previous.safetensors, of iteration 1." in line
+    cut("run/checkpoint-previous.safetensors")
     for arguments in (
         ["evaluate", "run"],
         ["train", "folder", "--resume", "run"],
         ["adapt", "run", "--support", "data", "--query", "data"],
     ):
-        assert "checkpoint.safetensors: is damaged" in failure(capsys, *arguments)
+        assert "checkpoint-previous.safetensors: is damaged" in failure(capsys, *arguments)
 
 
 def test_classes_that_are_not_those_trained_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,6 +88,8 @@ def test_train_evaluate_and_resume_sine(capsys: pytest.CaptureFixture[str]) -> N
     out = capsys.readouterr().out
     assert "second order" in out and "mamlnp evaluate runs/sine" in out
     assert sorted(os.listdir("runs/sine")) == [
+        ".lock",
+        "checkpoint-previous.safetensors",
         "checkpoint.safetensors",
         "config.json",
         "curve.png",
