@@ -31,11 +31,11 @@ from mamlnp import tree
 from mamlnp.runs import CHECKPOINT, METRICS, PREVIOUS, atomic_write, open_run, versions
 
 EXPERIMENTS = {
-    "sine": "--meta-iterations 40000 --baseline-iterations 2000 --validation-tasks 20 "
+    "sine": "--meta-iterations 90000 --baseline-iterations 2000 --validation-tasks 20 "
     "--validate-every 100",
-    "omniglot": "--meta-iterations 400 --filters 8 --meta-batch-size 4 --validation-tasks 4 "
+    "omniglot": "--meta-iterations 4000 --filters 8 --meta-batch-size 4 --validation-tasks 4 "
     "--validate-every 1",
-    "nav2d": "--meta-iterations 150 --meta-batch-size 2 --rollouts 4 --validate-every 1",
+    "nav2d": "--meta-iterations 400 --meta-batch-size 2 --rollouts 4 --validate-every 1",
 }
 
 

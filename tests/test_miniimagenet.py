@@ -482,3 +482,11 @@ def test_real_images():
     task = data["train"].sample(4, num_ways=5, num_shots=5, num_queries=15, rng=rng)
     assert task.query.x.shape == (4, 75, 84, 84, 3)
     assert not np.array_equal(task.query.x[0], task.query.x[1])
+
+
+def test_what_a_pickle_makes_python_say_in_two_lines_is_one(tmp_path):
+    path = tmp_path / "mini-imagenet-cache-train.pkl"
+    path.write_bytes(b"P1\n.")  # asks for something that was kept elsewhere
+    with pytest.raises(DataError, match="damaged, or more than a pickle") as caught:
+        miniimagenet._unpickled(path)
+    assert "\n" not in str(caught.value)

@@ -195,7 +195,7 @@ def _unpickled(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, npt.NDArray
     except Exception as error:  # a damaged pickle raises nearly anything
         raise DataError(
             f"{path}: damaged, or more than a pickle of arrays of numbers "
-            f"({type(error).__name__}: {error}). Get it from elsewhere."
+            f"({type(error).__name__}: {' '.join(f'{error}'.split())}). Get it from elsewhere."
         ) from error
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[3:] != (3,):
         raise DataError(
