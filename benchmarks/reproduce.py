@@ -421,6 +421,8 @@ def markdown(table: str, records: dict[str, Any]) -> str:
             machine = "{cpu}, Python {python}, NumPy {numpy}, {blas} {blas_architecture}".format(
                 **trained_with(record)
             )
+            if (device := trained_with(record).get("device", "cpu")) != "cpu":
+                machine += f"; {device}"
             number = machines.setdefault(machine, len(machines) + 1)
             notes = {r["method"]: r.get("note", "") for r in record["rows"]}
             for method, note in notes.items():
