@@ -14,21 +14,19 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
-from sampling import SETTINGS, made_up
+from compare import by_events
+from sampling import SETTINGS, made_up, trainer
 
-from mamlnp import compile, maml, optim
+from mamlnp import compile, maml
 from mamlnp.backend import namespace_of, to_device, using_device
 from mamlnp.compile.plan import sentence
-from mamlnp.experiments.classification import inner_lr, network, task_loss
 from mamlnp.runs import atomic_write, versions
-from mamlnp.tasks import counted_rng
 from mamlnp.tasks.fewshot import ClassImages
 
 ITERATIONS = 200
@@ -49,49 +47,22 @@ class Options:
     only: tuple[str, ...] = ()
 
 
-def by_events(cupy: Any, run: Callable[[], Any], times: int) -> float:
-    """Milliseconds of the device for one run."""
-    start, stop = cupy.cuda.Event(), cupy.cuda.Event()
-    start.record()
-    for _ in range(times):
-        run()
-    stop.record()
-    stop.synchronize()
-    return float(cupy.cuda.get_elapsed_time(start, stop)) / times
-
-
 def busy(config: Any, images: ClassImages) -> dict[str, Any]:
     """The times of one setting, in milliseconds."""
     cupy = namespace_of(images.images)
-    net = network(config, config.num_ways)
-    loss, params = task_loss(config, net), net.init(rng=counted_rng(0, "init"))
-    optimizer = optim.adam(config.meta_lr)
-    rate = inner_lr(config, params)
-    state: list[Any] = [params, optimizer.init(params)]
+    made = []
 
-    @compile
-    def meta_step(params: Any, opt_state: Any, task: Any) -> Any:
-        how = {"inner_lr": rate, "inner_steps": config.inner_steps}
-        return maml.meta_step(loss, params, opt_state, task, optimizer=optimizer, **how)
+    def make(loss: maml.Loss, **how: Any) -> Any:
+        made.append(compile(lambda *state_and_task: maml.meta_step(loss, *state_and_task, **how)))
+        return made[0]
 
-    def draw(n: int) -> Any:
-        return images.sample(
-            config.meta_batch_size,
-            num_ways=config.num_ways,
-            num_shots=config.num_shots,
-            num_queries=config.num_queries,
-            rng=counted_rng(0, "train", n),
-        )
-
-    def step(task: Any) -> None:
-        state[:] = meta_step(*state, task)[:2]
-
+    draw, step = trainer(config, images, make)
     same = draw(0)
     for _ in range(3):
         step(same)
-    (replay,) = meta_step.latest().replays
+    (replay,) = made[0].latest().replays
     (segment,) = replay.segments  # nothing of a meta-step is left to CuPy
-    computed = by_events(cupy, segment, ITERATIONS)
+    computed = 1e3 * by_events(segment, ITERATIONS)
     with ThreadPoolExecutor(1) as ahead:
         drawn = ahead.submit(draw, 0)
         cupy.cuda.Device().synchronize()
@@ -104,7 +75,7 @@ def busy(config: Any, images: ClassImages) -> dict[str, Any]:
         iteration = 1e3 * (time.perf_counter() - began) / ITERATIONS
     kernels: Counter[str] = Counter()
     for step_of_plan, launch in zip(segment.steps, segment.launches, strict=True):
-        kernels[sentence(step_of_plan)] += by_events(cupy, launch, REPEATS)
+        kernels[sentence(step_of_plan)] += 1e3 * by_events(launch, REPEATS)
     return {
         "iteration_ms": iteration,
         "computed_ms": computed,

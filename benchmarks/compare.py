@@ -510,6 +510,15 @@ class Product(NamedTuple):
     inputs: int
     outputs: int
 
+    def sides(self, batch: int) -> tuple[int, int, int]:
+        """i, j, k of the products (i, j) @ (j, k) that do it in a batch of so many."""
+        rows = self.tasks * self.rows // batch
+        return {
+            "forward": (rows, self.inputs, self.outputs),
+            "input": (rows, self.outputs, self.inputs),
+            "weight": (self.inputs, rows, self.outputs),
+        }[self.kind]
+
     @property
     def flops(self) -> int:
         return 2 * self.tasks * self.rows * self.inputs * self.outputs
@@ -581,12 +590,7 @@ def _variants(
     """
     for chunks, threads in {(1, cores), (cores, 1), (1, 1)}:
         batch = chunks if product.shared else product.tasks
-        rows = product.tasks * product.rows // batch
-        i, j, k = {
-            "forward": (rows, product.inputs, product.outputs),
-            "input": (rows, product.outputs, product.inputs),
-            "weight": (product.inputs, rows, product.outputs),
-        }[product.kind]
+        i, j, k = product.sides(batch)
         a, b, out = (
             flat[: batch * m * n].reshape(batch, m, n)
             for flat, m, n in zip(scratch, (i, j, i), (j, k, k), strict=True)
@@ -634,18 +638,13 @@ def floor_on_cuda(_: Arrays, setting: Setting, order: int) -> Step:
     runs: list[Callable[[], Any]] = []
     for product, count in needed.items():
         batch = 1 if product.shared else product.tasks
-        rows = product.tasks * product.rows // batch
-        i, j, k = {
-            "forward": (rows, product.inputs, product.outputs),
-            "input": (rows, product.outputs, product.inputs),
-            "weight": (product.inputs, rows, product.outputs),
-        }[product.kind]
+        i, j, k = product.sides(batch)
         ways = []
         for ta, tb in itertools.product((0, 1), (0, 1)):  # a factor as it lies, or transposed
             first, second = (a, i if ta else j, i * j), (b, j if tb else k, j * k)
             words = [batch, ta, tb, i, k, j, *first, *second, c, k, i * k, 0]
             ways.append(cuda.product("f4", words))
-        fastest = min(ways, key=lambda run: min(_by_events(run, 4) for _ in range(3)))
+        fastest = min(ways, key=lambda run: min(by_events(run, 4) for _ in range(3)))
         runs += [fastest] * count
 
     def all_at_once() -> None:
@@ -700,7 +699,7 @@ def best_rate(device: str) -> float:
 
         a = cupy.ones((8192, 8192), np.float32)
         out = a.copy()
-        return 2 * 8192**3 / min(_by_events(lambda: cupy.matmul(a, a, out=out), 4) for _ in "123")
+        return 2 * 8192**3 / min(by_events(lambda: cupy.matmul(a, a, out=out), 4) for _ in "123")
     a = np.ones((2048, 2048), np.float32)
     out = a.copy()
     return 2 * 2048**3 / min(seconds(lambda: np.matmul(a, a, out=out), 8))
@@ -709,7 +708,7 @@ def best_rate(device: str) -> float:
 # ---- a device
 
 
-def _by_events(step: Callable[[], Any], times: int) -> float:
+def by_events(step: Callable[[], Any], times: int) -> float:
     """Seconds of a step by events on CuPy's stream, which PyTorch's is too."""
     import cupy
 
@@ -811,7 +810,7 @@ def work(name: str, setting: Setting, order: int, folder: Path, device: str, *, 
     def measured(times: int) -> float:
         if device == "cpu":  # in NumPy's arrays, which waits for those who compute meanwhile
             return statistics.median(seconds(lambda: list(map(on_host, step())), times))
-        return (_by_clock if name.startswith("jax") else _by_events)(step, times)
+        return (_by_clock if name.startswith("jax") else by_events)(step, times)
 
     answer = {"seconds": 0.0}
     if name != "reference":

@@ -76,12 +76,13 @@ def made_up(config: Any) -> ClassImages:
     return ClassImages.stacked(images, tuple(map(str, range(64))))
 
 
-def trainer(config: Any, images: ClassImages) -> Any:
-    """A function of n that draws the tasks of meta-iteration n, and one that takes the step."""
+def trainer(config: Any, images: ClassImages, make: Any = parallel.meta_step) -> Any:
+    """A function of n that draws the tasks of meta-iteration n, and one that takes the step, which
+    make() makes."""
     net = network(config, config.num_ways)
     params = net.init(rng=counted_rng(0, "init"))
     optimizer = optim.adam(config.meta_lr)
-    meta_step = parallel.meta_step(
+    meta_step = make(
         task_loss(config, net),
         optimizer=optimizer,
         inner_lr=inner_lr(config, params),

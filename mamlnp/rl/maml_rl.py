@@ -171,7 +171,7 @@ class Learner:
         optimizer: of a plain meta-update; without one it is a trust region's.
         max_divergence: the trust region: mean KL of the adapted policies, in nats.
         curvature_tasks: how many of the tasks the divergence's Hessian is taken from, which decides
-            the step's direction and nothing else; all if not given.
+            the first step tried; whether one is taken is decided on all. All if not given.
         discount, gae_lambda: of the advantages.
         threads: how many run at once; as many as there are cores if not given.
         compiled: replay plans instead of running operation by operation.
