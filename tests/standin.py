@@ -161,12 +161,22 @@ def there(function):
 
 
 BOTH_SIDES = ["add", "sub", "mul", "truediv", "pow", "matmul"]
-OTHERS = ["neg", "abs", "eq", "ne", "lt", "le", "gt", "ge", "getitem"]
+OTHERS = ["neg", "abs", "eq", "ne", "lt", "le", "gt", "ge"]
 for name in [*BOTH_SIDES, *OTHERS]:
     function = there(getattr(operator, name))
     setattr(Elsewhere, f"__{name}__", lambda *args, f=function: f(*args))
     if name in BOTH_SIDES:
         setattr(Elsewhere, f"__r{name}__", lambda a, b, f=function: f(b, a))
+
+
+def chosen(x, index):
+    """x[index], but that indices out of range count round, as CuPy's do."""
+    if isinstance(index, np.ndarray) and index.dtype.kind in "iu" and x.ndim == 1 and x.size:
+        return x.take(index, mode="wrap")
+    return x[index]
+
+
+Elsewhere.__getitem__ = there(chosen)
 
 
 @functools.cache
