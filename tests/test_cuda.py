@@ -293,6 +293,37 @@ def test_reductions_to_few_results_take_two_steps(monkeypatch: Any) -> None:
 
 
 @pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("lead", [(), (3,), (2, 2)])
+def test_products_of_many_rows_are_sums_of_groups(lead: Any, monkeypatch: Any) -> None:
+    passes = importlib.import_module("mamlnp.compile.passes")
+    monkeypatch.setattr(passes, "FEWEST_ROWS", 3)
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.standard_normal((*lead, 36, n)) for n in (5, 4, 4))
+
+    def f(a: Any, b: Any, c: Any) -> Any:
+        return a.swapaxes(-1, -2) @ b, a.swapaxes(-1, -2) @ c + ml.tanh(a.swapaxes(-1, -2) @ b)
+
+    compiled = ml.compile(f)
+    for _ in range(2):
+        assert_agree(compiled(*map(on_device, (a, b, c))), f(*map(ml.array, (a, b, c))))
+    found = [n.shape for n in compiled.latest().graph.nodes() if n.op == "matmul"]
+    assert found == [(*lead, 12, 5, 4)] * 2
+
+
+@pytest.mark.usefixtures("cuda")
+def test_many_arrays_are_copied_by_several_kernels(monkeypatch: Any) -> None:
+    monkeypatch.setattr(cuda_source, "MOST_COPIES", 2)
+    arrays = [np.full(n, n, np.float32) for n in range(5)] + [np.arange(4), np.array([True])]
+
+    def f(arrays: Any) -> Any:
+        return [x > 0 if x.dtype == bool else x + x for x in arrays]
+
+    compiled = ml.compile(f)
+    for _ in range(2):
+        assert_agree(compiled(tree.map(on_device, arrays)), f(tree.map(ml.array, arrays)))
+
+
+@pytest.mark.usefixtures("cuda")
 def test_a_maximum_is_equal_to_itself_in_every_kernel() -> None:
     """A product and a sum that were rounded once in one kernel and twice in another would not be,
     and the gradient would vanish."""

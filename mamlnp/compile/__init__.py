@@ -70,6 +70,7 @@ class Traced:
             windows = on_host and libraries
             graph = after("products", passes.products(graph, rule, windows=windows))
         if not on_host:
+            graph = after("long products", passes.in_parts(graph))
             graph = after("wide reductions", passes.in_two_steps(graph))
         self.graph = settle(graph)
         todo = steps(self.graph, fused="fusion" not in without, alike=not on_host)

@@ -74,6 +74,7 @@ class Replay:
             self._starts[node] = end
             end += Arena.bytes_of(node)
         self._block = cuda.memory(max(end, 1), "compile")
+        self._empty = namespace_of(self._block).empty
         self._flag = cuda.flag()
         for node, data in plan.constants.items():
             self._array(node)[...] = to_device(data, "cuda")
@@ -91,8 +92,10 @@ class Replay:
                     kernels.append((segment, len(segment.launches), launch))
                 segment.launches.append(launch)
                 segment.steps.append(step)
-        inputs = cuda_source.copies(plan.inputs)
-        outputs = cuda_source.copies(plan.outputs)
+        inputs, outputs = (
+            cuda_source.copies(nodes, [self._starts[x] for x in nodes], out=nodes is plan.outputs)
+            for nodes in (plan.inputs, plan.outputs)
+        )
         every = [kernel for _, _, kernel in kernels]
         found = cuda.functions([*every, *inputs, *outputs])
         for (segment, at, kernel), function in zip(kernels, found, strict=False):
@@ -110,28 +113,23 @@ class Replay:
             BadDataError: an index or a label was out of range, in this call or in one before: a
                 device says so when it comes to it.
         """
-        plan, xp = self.plan, namespace_of(self._block)
-        self._copy(self._enter, values, plan.inputs, out=False)
+        self._copy(self._enter, values)
         for segment in self.segments:
             if isinstance(segment, Node):
                 self._eager(segment)
             else:
                 segment()
-        results = [xp.empty(x.shape, x.dtype) for x in plan.outputs]
-        self._copy(self._leave, results, plan.outputs, out=True)
+        results = [self._empty(x.shape, x.dtype) for x in self.plan.outputs]
+        self._copy(self._leave, results)
         if self._flag[0]:
             self._flag[0] = 0
             raise BadDataError
         return results
 
-    def _copy(self, kernels: Any, arrays: list[Any], nodes: list[Node], *, out: bool) -> None:
-        theirs = dict(zip(nodes, arrays, strict=True))
+    def _copy(self, kernels: list[tuple[Kernel, Any]], arrays: list[Any]) -> None:
         for kernel, function in kernels:
-            words: list[np.int64] = []
-            for node in kernel.args:
-                pair = np.int64(theirs[node].data.ptr), self._address(At(node, 0))
-                words += pair[::-1] if out else pair
-            function(kernel.grid, (kernel.threads,), tuple(words))
+            args = self._block, *(arrays[i] for i in kernel.args)
+            function(kernel.grid, (kernel.threads,), args)
 
     def _address(self, place: At) -> np.int64:
         if place.node is None:

@@ -313,6 +313,39 @@ def in_two_steps(graph: Graph) -> Graph:
 
 # ---- products
 
+TILE = 64  # side of what one block of a device computes of a product
+BLOCKS = 1 << 9  # that keep a device busy
+FEWEST_ROWS = 64  # in a group
+FEWEST_GROUPS = 4  # worth their sum
+
+
+def in_parts(graph: Graph) -> Graph:
+    """A product a' b of two matrices with many rows and few columns, such as the gradient of a
+    convolution's weights, as the sum of the products of groups of rows: a device gives a block of
+    threads to some of the results, and would have few at work."""
+
+    def rule(node: Node, args: tuple[Any, ...]) -> Node:
+        lead = node.shape[:-2]
+        if node.op != "matmul" or args[0].op != "transpose" or args[1].op == "transpose":
+            return like(node, args)
+        a, b = swapped(args[0]), args[1]
+        rows, n, m = a.shape[-2], a.shape[-1], b.shape[-1]
+        tiles = math.prod(lead) * -(-n // TILE) * -(-m // TILE)
+        wanted = min(BLOCKS // max(tiles, 1), rows // FEWEST_ROWS)
+        parts = max((p for p in range(1, wanted + 1) if rows % p == 0), default=1)
+        if parts < FEWEST_GROUPS or not a.shape[:-2] == b.shape[:-2] == lead:
+            return like(node, args)
+        grouped = [reshape(x, (*lead, parts, rows // parts, x.shape[-1])) for x in (a, b)]
+        product = like(node, (swapped(grouped[0]), grouped[1]), (*lead, parts, n, m))
+        found = total(product, (len(lead),), node.dtype)
+        return (
+            found
+            if len(args) == 2
+            else elementwise("add", (args[2], found), found.shape, found.dtype)
+        )
+
+    return rewrite(graph, rule)
+
 
 def products(graph: Graph, rule: Rule, *, windows: bool) -> Graph:
     """Transposes go into products, products of a row or column become sums, and sums of products
