@@ -209,7 +209,6 @@ def compiled(source: str) -> Any:
     if nvrtc() is not None:
         said = nvidia_says(source)
         assert not said, said
-    folder = Path(tempfile.mkdtemp(prefix="mamlnp-standin-"))
     calls = []
     for name, parameters in SIGNATURE.findall(source):
         kinds = [p.rpartition("*")[0] + "*" if "*" in p else p.split()[0]
@@ -217,11 +216,12 @@ def compiled(source: str) -> Any:
         given = ", ".join(f"({kind.strip()})args[{i}]" for i, kind in enumerate(kinds))
         calls.append(f'extern "C" void {name}_packed(long long *args) {{ {name}({given}); }}\n')
     barrier = "void __syncthreads();\n"
-    (folder / "kernels.cpp").write_text(SHIM + barrier + source + DRIVER + "".join(calls))
-    library = folder / "kernels.so"
     command = [COMPILER, "-O1", "-fsanitize=undefined", "-fno-sanitize-recover", "-shared", "-fPIC"]
-    subprocess.run([*command, folder / "kernels.cpp", "-o", library], check=True)
-    return ctypes.CDLL(str(library))
+    with tempfile.TemporaryDirectory(prefix="mamlnp-standin-") as folder:
+        text, library = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
+        text.write_text(SHIM + barrier + source + DRIVER + "".join(calls))
+        subprocess.run([*command, text, "-o", library], check=True)
+        return ctypes.CDLL(str(library))  # which stays loaded when its file is gone
 
 
 class Stream:
