@@ -338,11 +338,9 @@ def in_parts(graph: Graph) -> Graph:
         grouped = [reshape(x, (*lead, parts, rows // parts, x.shape[-1])) for x in (a, b)]
         product = like(node, (swapped(grouped[0]), grouped[1]), (*lead, parts, n, m))
         found = total(product, (len(lead),), node.dtype)
-        return (
-            found
-            if len(args) == 2
-            else elementwise("add", (args[2], found), found.shape, found.dtype)
-        )
+        if len(args) == 3:  # what the product adds to
+            return elementwise("add", (args[2], found), node.shape, node.dtype)
+        return found
 
     return rewrite(graph, rule)
 
