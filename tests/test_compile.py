@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import gc
 import inspect
 import math
 import os
@@ -9,6 +10,7 @@ import random
 import subprocess
 import sys
 import threading
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
@@ -1322,3 +1324,28 @@ def test_a_compiled_function_may_call_itself_on_what_is_known():
 
     compiled = ml.compile(f)
     agree(compiled(np.ones(2), 2), array([3.0, 3.0]))
+
+
+@pytest.mark.parametrize("name", META)
+def test_a_dropped_plan_leaves_nothing_to_the_garbage_collector(name):
+    loss, params, task, inner = META[name]
+
+    def planned():
+        run = ml.compile(lambda params, task: maml.meta_gradient(loss, params, task, **inner))
+        run(params, task)
+        return [weakref.ref(replay._block) for replay in run.latest().replays]
+
+    planned()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        buffers = planned()
+        assert buffers
+        assert [block() for block in buffers] == [None] * len(buffers)
+        gc.collect()
+        assert gc.garbage == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

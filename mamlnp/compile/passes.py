@@ -478,28 +478,10 @@ def _accumulating(graph: Graph) -> Rule:
     uses.update(x.number for x in graph.outputs)
     once = {node.number for node in graph.nodes() if uses[node.number] == 1}
 
-    def summed(a: Node, b: Node, node: Node) -> Node:
-        if a.op == b.op in LINEAR and a.params == b.params and {a.number, b.number} <= once:
-            inner = a.args[0]
-            if inner.shape == b.args[0].shape and inner.dtype == b.args[0].dtype:
-                joined = summed(inner, b.args[0], elementwise("add", (), inner.shape, inner.dtype))
-                once.add(joined.number)
-                made = like(a, (joined,))
-                once.add(made.number)
-                return made
-        if a.op not in PRODUCTS or a.number not in once or len(a.args) == 3:
-            a, b = b, a
-        sums = a.op in PRODUCTS and a.number in once and len(a.args) == 2
-        if sums and b.op in (*PRODUCTS, "fold") and b.number in once and a.shape == b.shape:
-            made = like(a, (*a.args, b))
-            once.add(made.number)
-            return made
-        return like(node, (a, b))
-
     def rule(node: Node, args: tuple[Any, ...]) -> Node:
         both = all(a.__class__ is Node for a in args)
         if node.op == "add" and both and args[0].shape == args[1].shape == node.shape:
-            made = summed(args[0], args[1], node)
+            made = _summed(once, args[0], args[1], node)
         else:
             made = like(node, args)
         if node.number in once:
@@ -507,3 +489,24 @@ def _accumulating(graph: Graph) -> Rule:
         return made
 
     return rule
+
+
+def _summed(once: set[int], a: Node, b: Node, node: Node) -> Node:
+    """The node that a + b is, where once are the nodes that are used once."""
+    if a.op == b.op in LINEAR and a.params == b.params and {a.number, b.number} <= once:
+        inner = a.args[0]
+        if inner.shape == b.args[0].shape and inner.dtype == b.args[0].dtype:
+            apart = elementwise("add", (), inner.shape, inner.dtype)
+            joined = _summed(once, inner, b.args[0], apart)
+            once.add(joined.number)
+            made = like(a, (joined,))
+            once.add(made.number)
+            return made
+    if a.op not in PRODUCTS or a.number not in once or len(a.args) == 3:
+        a, b = b, a
+    sums = a.op in PRODUCTS and a.number in once and len(a.args) == 2
+    if sums and b.op in (*PRODUCTS, "fold") and b.number in once and a.shape == b.shape:
+        made = like(a, (*a.args, b))
+        once.add(made.number)
+        return made
+    return like(node, (a, b))
