@@ -7,6 +7,7 @@ alike; only rank 0 writes. Without MPI there is one rank, and nothing is importe
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import os
@@ -76,14 +77,19 @@ class Ranks:
         return tree.map(lambda leaf: leaf[start:stop], task)
 
     def total(self, arrays: list[Any]) -> list[Any]:
-        """The sum over ranks of native arrays of one type, by one Allreduce."""
+        """The sum over ranks of native arrays of one type, by one Allreduce: from card to card
+        where MPI can, else through the host's memory."""
         if self.size == 1:
             return arrays
         xp = backend.namespace_of(arrays[0])
         flat = xp.concatenate([x.ravel() for x in arrays])
-        if backend.device_of(flat) != "cpu":  # where it may still be being computed
-            xp.cuda.get_current_stream().synchronize()
-        self._communicator.Allreduce(_in_place(), flat)
+        on_host = backend.device_of(flat) == "cpu"
+        if not on_host and takes_device_memory():
+            xp.cuda.get_current_stream().synchronize()  # it may still be being computed
+        elif not on_host:
+            flat = backend.to_host(flat)
+        self._communicator.Allreduce(_mpi().IN_PLACE, flat)
+        flat = xp.asarray(flat)
         sums, start = [], 0
         for x in arrays:
             sums.append(flat[start : start + x.size].reshape(x.shape))
@@ -116,8 +122,16 @@ class Ranks:
             self._communicator.Abort(1)
 
 
-def _in_place() -> Any:
-    return importlib.import_module("mpi4py.MPI").IN_PLACE
+def _mpi() -> Any:
+    return importlib.import_module("mpi4py.MPI")
+
+
+@functools.cache
+def takes_device_memory() -> bool:
+    """Whether MPI sums what is in a CUDA device's memory. One that does not would read the address
+    as the host's, and crash; MPICH and Open MPI say which they are."""
+    says = getattr(ctypes.CDLL(_mpi().__file__), "MPIX_Query_cuda_support", None)
+    return says is not None and bool(says())
 
 
 @functools.cache
@@ -131,7 +145,7 @@ def world() -> Ranks:
     if size == 1:
         return Ranks()
     try:
-        mpi = importlib.import_module("mpi4py.MPI")
+        mpi = _mpi()
     except ImportError as error:
         raise MissingPackageError(
             f"ranks: {size} processes were started but mpi4py is not there ({error}). "

@@ -344,7 +344,7 @@ class CuPy(types.ModuleType):
         runtime=RUNTIME,
         Device=lambda number=0: types.SimpleNamespace(id=0, use=lambda: None),
         Stream=Stream,
-        get_current_stream=lambda: types.SimpleNamespace(ptr=0),
+        get_current_stream=lambda: types.SimpleNamespace(ptr=0, synchronize=lambda: None),
         alloc_pinned_memory=bytearray,
         memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     )

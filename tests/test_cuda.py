@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from strategies import Program
 
 import mamlnp as ml
-from mamlnp import backend, checks, optim, parallel, tree
+from mamlnp import backend, checks, optim, parallel, ranks, tree
 from mamlnp.backend import cublas, cuda_source, reference
 from mamlnp.errors import CaptureError, DeviceError, ShapeError
 from mamlnp.gradcheck import TOLERANCES
@@ -529,3 +529,27 @@ def test_without_cupy_or_device_one_line_says_what_to_do(monkeypatch: Any) -> No
 def test_there_are_two_kinds_of_devices() -> None:
     with pytest.raises(DeviceError, match=r"there is no 'tpu'\. Use one of: cpu, cuda"):
         ml.array([1.0], device="tpu")
+
+
+# ---- over processes
+
+
+@pytest.mark.parametrize("aware", [True, False])
+def test_sums_over_ranks_go_through_the_host_unless_mpi_takes_device_memory(
+    cuda: Any, monkeypatch: Any, aware: bool
+) -> None:
+    taken: list[type] = []
+
+    def allreduce(_: Any, buffer: Any) -> None:  # of three ranks that have the same
+        taken.append(type(buffer))
+        buffer[...] = buffer * 3
+
+    communicator = types.SimpleNamespace(rank=0, size=3, Allreduce=allreduce)
+    monkeypatch.setattr(ranks, "takes_device_memory", lambda: aware)
+    monkeypatch.setattr(ranks, "_mpi", lambda: types.SimpleNamespace(IN_PLACE=None))
+    arrays = [cuda.cupy.ones((2, 3), np.float32), cuda.cupy.arange(4, dtype=np.float32)]
+    sums = ranks.Ranks(communicator, communicator).total(arrays)
+    assert taken == [cuda.cupy.ndarray if aware else np.ndarray]
+    assert [backend.device_of(x) for x in sums] == ["cuda:0", "cuda:0"]
+    np.testing.assert_array_equal(backend.to_host(sums[0]), np.full((2, 3), 3))
+    np.testing.assert_array_equal(backend.to_host(sums[1]), [0, 3, 6, 9])

@@ -1,6 +1,7 @@
 """Several processes: how tasks go over them, and trainings under mpiexec."""
 
 import csv
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -14,8 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mamlnp import errors, tree
-from mamlnp.ranks import SIZES, Ranks, world
+from mamlnp import errors, ranks, tree
+from mamlnp.ranks import SIZES, Ranks, takes_device_memory, world
 from mamlnp.runs import CHECKPOINT, METRICS, open_run
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
@@ -23,6 +24,7 @@ mpi = pytest.mark.skipif(
     MPIEXEC is None or importlib.util.find_spec("mpi4py") is None,
     reason="there is no MPI (pip install mpi4py mpich)",
 )
+ASKED = "MPIX_Query_cuda_support"
 
 
 def of(rank, size):
@@ -54,6 +56,17 @@ def test_alone_there_is_nothing_to_do():
     alone.abort()
 
 
+@pytest.mark.parametrize(
+    ("library", "aware"),
+    [({}, False), ({ASKED: lambda: 0}, False), ({ASKED: lambda: 1}, True)],
+    ids=["does not say", "no", "yes"],
+)
+def test_mpi_is_asked_whether_it_takes_device_memory(monkeypatch, library, aware):
+    monkeypatch.setattr(ranks, "_mpi", lambda: SimpleNamespace(__file__="MPI.so"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: SimpleNamespace(**library))
+    assert takes_device_memory.__wrapped__() is aware
+
+
 def test_several_processes_without_mpi4py_are_an_error(monkeypatch):
     monkeypatch.setenv(SIZES[0], "2")
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)
@@ -66,6 +79,13 @@ def test_several_processes_without_mpi4py_are_an_error(monkeypatch):
 
 
 # ---- under mpiexec
+
+
+@mpi
+def test_this_mpi_says_whether_it_takes_device_memory():
+    words = "from mamlnp.ranks import takes_device_memory; print(takes_device_memory())"
+    assert launched(1, "-c", words).stdout in ("True\n", "False\n")
+
 
 SINE = [
     "--meta-iterations",
