@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -233,6 +234,35 @@ def test_a_full_disk_at_a_row_is_a_data_error_and_the_run_resumes(run, files_of_
     run.resume()
     run.log(2, {"loss": 0.25})
     assert (run.path / runs.METRICS).read_text() == "iteration,loss\n1,0.5\n2,0.25\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="this system has no users to change to")
+def test_a_folder_that_may_not_be_written_to_is_a_data_error_and_nothing_is_lost():
+    with tempfile.TemporaryDirectory() as scratch:  # tmp_path is not for other users to enter
+        os.chmod(scratch, 0o755)
+        run = runs.create_run("sine", Config(), Path(scratch) / "run")
+        run.log(1, {"loss": 0.5})
+        run.save(1, {"w": np.zeros(3)}, {})
+        before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+        os.chmod(run.path, 0o555)
+        user = os.geteuid()
+        if not user:
+            os.seteuid(65534)  # everything is allowed to root
+        try:
+            for what in (
+                lambda: run.save(2, {"w": np.ones(3)}, {}),
+                lambda: run.log(2, {"loss": 0.25}),
+                run.locked().__enter__,
+            ):
+                with pytest.raises(DataError, match=r"cannot be .*\(Permission denied\)") as told:
+                    what()
+                assert f"{told.value}".startswith(f"{run.path}")
+                assert "\n" not in f"{told.value}"
+            assert run.load().iteration == 1
+        finally:
+            os.seteuid(user)
+        assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+        os.chmod(run.path, 0o755)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
