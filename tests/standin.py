@@ -161,7 +161,7 @@ def there(function):
 
 
 BOTH_SIDES = ["add", "sub", "mul", "truediv", "pow", "matmul"]
-OTHERS = ["neg", "abs", "eq", "ne", "lt", "le", "gt", "ge"]
+OTHERS = ["neg", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge"]
 for name in [*BOTH_SIDES, *OTHERS]:
     function = there(getattr(operator, name))
     setattr(Elsewhere, f"__{name}__", lambda *args, f=function: f(*args))

@@ -17,7 +17,7 @@ from mamlnp import array, maml, parallel, tree
 from mamlnp.errors import DataError
 from mamlnp.experiments import classification, loop, miniimagenet, omniglot, sine
 from mamlnp.experiments.scores import Row, adaptation_scores, as_records, as_table, rows
-from mamlnp.runs import create_run
+from mamlnp.runs import CHECKPOINT, create_run
 from mamlnp.tasks import Batch, Task, counted_rng
 from mamlnp.tasks.fewshot import ClassImages
 
@@ -236,6 +236,53 @@ def test_what_is_seen_an_iteration_later_is_found_where_it_was_made(tmp_path: Pa
     said = r"in task 0 in meta-iteration 4\. The first .* in meta-iteration 3, is div: .* at \[1\]"
     with np.errstate(all="ignore"), pytest.raises(DataError, match=said):
         loop.train(run, Skipping(), **how)
+
+
+@pytest.mark.parametrize("last", [3, 7])
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path, last: int) -> None:
+    run = create_run("sine", SINE, tmp_path / "run")
+
+    def draw(n: int) -> np.ndarray:
+        return np.float64([1.0, 0.0 if n == last else 1.0, 2.0])
+
+    def validate(state: Any, means: dict[str, float]) -> tuple[float, dict[str, float]]:
+        assert np.isfinite(state["x"].numpy())
+        return 1.0, {}
+
+    how: Any = {"init": begin, "draw": draw, "step": divided, "eager_step": divided}
+    said = (
+        rf"state\['x'\] is not finite after the update in meta-iteration {last + 1}\. The first op "
+        rf".* in meta-iteration {last + 1}, is div: .* at \[1\]"
+    )
+    with np.errstate(all="ignore"), pytest.raises(DataError, match=said):
+        loop.train(run, Skipping(), validate=validate, **how)
+    if last == 3:
+        assert not (run.path / CHECKPOINT).exists()
+    else:
+        assert run.load().arrays["state"]["x"] == run.load().arrays["best"]["x"] == 4 * 2.5
+
+
+@pytest.mark.skipif(
+    not (standin.COMPILER or standin.has_device()), reason="there is no CUDA device, and no g++"
+)
+@pytest.mark.parametrize("debug_nans", [False, True])
+def test_on_a_device_a_loss_that_is_no_number_is_found_too(
+    tmp_path: Path, debug_nans: bool
+) -> None:
+    def step(state: Any, drawn: Any) -> tuple[Any, dict[str, Any]]:
+        return state, {"train_loss": 1 / array(drawn)}
+
+    how: Any = {"draw": with_zeros, "step": step, "eager_step": step}
+    with standin.device(), np.errstate(all="ignore"):
+        run = create_run("sine", SINE, tmp_path / "run")
+        with pytest.raises(DataError) as told:
+            loop.train(run, Skipping(debug_nans=debug_nans), init=begin, **how)
+    said = f"{told.value}"
+    assert "train_loss is not finite in task 1 in meta-iteration 3. " in said
+    assert (
+        "The first op that made such a number, in meta-iteration 3, is div" in said
+    ) is debug_nans
+    assert not (run.path / CHECKPOINT).exists()
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path) -> None:

@@ -140,6 +140,22 @@ def _train(
     looks = eager_step if getattr(schedule, "debug_nans", False) else None
     began, earlier = time.perf_counter(), state
 
+    def failed(wrong: str, number: int, states: dict[int, Tree]) -> DataError:
+        remedy = ", or leave such steps out with --on-nan skip" * hasattr(schedule, "on_nan")
+        return DataError(
+            f"{run.path}: {wrong} in meta-iteration {number}. {_culprit(looks, draw, states)}Lower "
+            f"inner_lr or meta_lr{remedy}; the last checkpoint is kept."
+        )
+
+    def check(n: int) -> None:
+        """Nothing may be kept, or judged by validation, that is not finite."""
+        for name, found in recent.items():  # of a device, whose numbers are not waited for before
+            for i, number in enumerate(found, start=n + 1 - len(found)):
+                if not skips and (wrong := _not_finite({name: number}, waits=True)):
+                    raise failed(wrong, i + 1, {n: earlier} if i == n else {})
+        if wrong := _damaged(state):
+            raise failed(wrong, n + 1, {n: earlier})
+
     def save(done: int) -> None:
         arrays = {
             "state": tree.map(_to_host, state),
@@ -161,18 +177,12 @@ def _train(
             if n + 1 < iterations:
                 drawing = ahead.submit(_drawn, draw, n + 1)
             new, numbers = step(state, drawn)
-            wrong = _not_finite(numbers, waits=skips)
+            wrong = _not_finite(numbers, waits=skips or looks is not None)
             if skips and not wrong:
-                wrong = _not_finite(dict(tree.items(new)), waits=True)
+                wrong = _damaged(new)
             if wrong and not skips:
                 states = {n: state} if n == start else {n - 1: earlier, n: state}
-                culprit, remedy = _culprit(looks, draw, states), ""
-                if hasattr(schedule, "on_nan"):
-                    remedy = ", or leave such steps out with --on-nan skip"
-                raise DataError(
-                    f"{run.path}: {wrong} in meta-iteration {n + 1}. {culprit}Lower inner_lr or "
-                    f"meta_lr{remedy}; the last checkpoint is kept."
-                )
+                raise failed(wrong, n + 1, states)
             if skips:
                 numbers = {name: math.nan if wrong else x for name, x in numbers.items()}
                 numbers["skipped"] = float(bool(wrong))
@@ -182,6 +192,7 @@ def _train(
             bar.update()
             done = n + 1
             if done % validate_every == 0 or done == iterations:
+                check(n)
                 mean = _mean_of_finite if skips else np.mean
                 means = {name: float(mean(_numbers(x))) for name, x in recent.items()}
                 for name, number in means.items():
@@ -200,10 +211,12 @@ def _train(
                 if ranks.writes:
                     run.log(done, row)
                 save(done)
-                if any(ranks.gathered(asked.is_set())):
-                    asked.set()  # on all ranks at once
-            if asked.is_set() and (ranks.size == 1 or done % validate_every == 0):
+            stops = asked.is_set()
+            if ranks.size > 1:  # all at once, or none
+                stops = done % validate_every == 0 and any(ranks.gathered(stops))
+            if stops:
                 if done % validate_every and done != iterations:
+                    check(n)
                     save(done)
                 raise Interrupted(
                     f"stopped after {done} of {iterations} meta-iterations. Continue with: "
@@ -223,6 +236,15 @@ def _not_finite(numbers: dict[str, Any], *, waits: bool) -> str:
                 return f"{name} is not finite in task {task}"
         elif isinstance(value, float) and not math.isfinite(value):
             return f"{name} is {value}"
+    return ""
+
+
+def _damaged(state: Tree) -> str:
+    """Which of a state's arrays is not finite."""
+    for path, leaf in tree.items(state):
+        value = _to_host(leaf)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            return f"state{path} is not finite after the update"
     return ""
 
 

@@ -183,8 +183,8 @@ def train(config: Config, run: Run, environment: Environment, *, resume: bool = 
         )
         if update.left_out == config.meta_batch_size:
             raise DataError(
-                f"{run.path}: no task has a finite gradient in iteration {n}. Lower inner_lr; the "
-                "last checkpoint is kept."
+                f"{run.path}: no task has a finite gradient in meta-iteration {n + 1}. "
+                "Lower inner_lr; the last checkpoint is kept."
             )
         numbers = {
             name: float(np.nanmean(np.concatenate(ranks.gathered(episodes.returns()))))
