@@ -309,14 +309,21 @@ def main(argv: Sequence[str] | None = None) -> None:
                 sys.exit(_check(_parsed(Check, "mamlnp check", options)))
             case _:
                 raise DataError(f"'{' '.join(arguments[:2])}' is not a command. Try mamlnp --help.")
-    except Interrupted as stopped:
-        sys.exit(_said(str(stopped), 130) if world().writes else 130)
+    except Interrupted as stopped:  # all processes at once
+        if world().writes:
+            print(stopped, file=sys.stderr, flush=True)
+        sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(_said("mamlnp: interrupted.", 130))
     except (ValueError, NotImplementedError, OSError, DeviceError) as error:
         sys.exit(_said(f"mamlnp: {error}", 2))
     except MemoryError as error:
         sys.exit(_said(f"mamlnp: too little memory ({error}). Ask for less at once.", 2))
+    except Exception:  # a mistake of ours; the other processes would wait for this one forever
+        if world().size > 1:
+            traceback.print_exc()
+            world().abort()
+        raise
 
 
 def _machine() -> dict[str, Any]:
@@ -339,8 +346,7 @@ def _said(line: str, status: int) -> int:
         time.sleep(1)  # what all of them met, rank 0 says
         line = f"rank {ranks.rank}: {line}"
     print(line, file=sys.stderr, flush=True)
-    if status != 130:
-        ranks.abort()
+    ranks.abort()
     return status
 
 
@@ -388,6 +394,8 @@ def _train(name: str, options: list[str]) -> None:
             facts = {**config.describe(), **versions(), "command": command(run), "run": run.path}
             if ranks.size > 1:
                 facts["processes"] = f"{ranks.size}, {ranks.threads} threads each"
+                again = f"mpiexec -n {ranks.size} mamlnp train {name} --resume {run.path}"
+                facts["if one is lost"] = f"go on from the last checkpoint with: {again}"
             print("\n".join(f"{key:18} {value}" for key, value in facts.items()), flush=True)
         module.train(config, run, data, resume=resumed is not None)
     if ranks.writes:
@@ -620,7 +628,7 @@ def _argument(text: str, n: int) -> Any:
         if text.endswith(".npy"):
             return np.load(text, allow_pickle=False)
         return np.asarray(json.loads(text), np.float64)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         raise DataError(
             f"--args: {text!r} is neither a shape (3x4, 3), nor numbers ([1.5, 2]), nor an .npy "
             f"file ({error})."

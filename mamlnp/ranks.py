@@ -139,7 +139,7 @@ def world() -> Ranks:
     """All processes that a launcher such as mpiexec started; one, if none did.
 
     Raises:
-        MissingPackageError: there are several, but mpi4py is not installed.
+        MissingPackageError: there are several, but mpi4py is not installed, or for another MPI.
     """
     size = max(int(os.environ.get(name, "1") or 1) for name in SIZES)
     if size == 1:
@@ -151,5 +151,13 @@ def world() -> Ranks:
             f"ranks: {size} processes were started but mpi4py is not there ({error}). "
             "Run: pip install 'mamlnp[mpi]'."
         ) from error
+    found = mpi.COMM_WORLD.size
+    if found != size:
+        library = mpi.Get_library_version().split("\n")[0].rstrip(" \0")
+        raise MissingPackageError(
+            f"ranks: {size} processes were started but {library} finds {found}: mpi4py is for "
+            "another MPI than the launcher's. Start with its own mpiexec (srun: with --mpi=pmi2 "
+            "or pmix), or install mpi4py for the launcher's."
+        )
     local = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
     return Ranks(mpi.COMM_WORLD, local)

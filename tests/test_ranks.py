@@ -78,6 +78,16 @@ def test_several_processes_without_mpi4py_are_an_error(monkeypatch):
         world.cache_clear()
 
 
+def test_another_mpi_than_the_launchers_is_an_error(monkeypatch):
+    alone = SimpleNamespace(size=1)
+    mpi = SimpleNamespace(COMM_WORLD=alone, Get_library_version=lambda: "Some MPI 1.0\nof today\0")
+    monkeypatch.setenv(SIZES[-1], "4")
+    monkeypatch.setattr(ranks, "_mpi", lambda: mpi)
+    said = r"^ranks: 4 processes were started but Some MPI 1\.0 finds 1: .* --mpi=pmi2"
+    with pytest.raises(errors.MissingPackageError, match=said):
+        world.__wrapped__()
+
+
 # ---- under mpiexec
 
 
@@ -101,10 +111,10 @@ SINE = [
 ]
 
 
-def launched(size, *words):
+def launched(size, *words, **how):
     return subprocess.run(
         [MPIEXEC, "-n", str(size), sys.executable, *words],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=300, check=False, **how,
     )  # fmt: skip
 
 
@@ -185,19 +195,49 @@ def test_what_is_wrong_is_said_once(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+ALONE = """
+import sys
+from mamlnp import cli
+from mamlnp.experiments import sine
+from mamlnp.ranks import world
+def train(*args, **options):
+    if world().rank == int(sys.argv[2]):
+        raise {"bug": RuntimeError("a bug"), "interrupt": KeyboardInterrupt()}[sys.argv[1]]
+    world().gathered(0)
+sine.train = train
+cli.main(["train", "sine"])
+"""
+
+
 @mpi
-def test_a_lost_rank_ends_the_job_and_leaves_a_checkpoint(tmp_path):
-    path = tmp_path / "run"
-    words = [
-        "train",
-        "sine",
-        "--validate-every",
-        "5",
-        "--validation-tasks",
-        "8",
-        "--out",
-        str(path),
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [("bug", "RuntimeError: a bug"), ("interrupt", "mamlnp: interrupted.")],
+)
+def test_what_ends_one_rank_ends_all(tmp_path, what, said, rank):
+    done = launched(2, "-c", ALONE, what, str(rank), cwd=tmp_path)
+    assert done.returncode not in (0, None)
+    assert said in done.stderr
+
+
+def rank_of(pid):
+    """Which rank a process is, by its environment; None if it is none."""
+    text = Path(f"/proc/{pid}/environ").read_bytes().decode()
+    found = [
+        word.partition("=")[2]
+        for word in text.split("\0")
+        if word.startswith(("PMI_RANK=", "OMPI_COMM_WORLD_RANK="))
     ]
+    return int(found[0]) if found else None
+
+
+@mpi
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_rank_ends_the_job_and_leaves_a_checkpoint(tmp_path, rank):
+    path = tmp_path / "run"
+    lasting = [word.replace("40", "100000") for word in SINE]
+    words = ["train", "sine", *lasting, "--out", str(path)]
     job = subprocess.Popen(
         [MPIEXEC, "-n", "2", sys.executable, "-m", "mamlnp", *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -208,13 +248,22 @@ def test_a_lost_rank_ends_the_job_and_leaves_a_checkpoint(tmp_path):
             time.sleep(0.05)
         found = subprocess.run(["pgrep", "-f", f"out {path}"], capture_output=True, text=True)
         pids = [int(pid) for pid in found.stdout.split()]
-        os.kill(max(pids), signal.SIGKILL)  # the last that was started is a rank
+        ranks = sorted(pid for pid in pids if rank_of(pid) is not None)
+        os.kill(next(pid for pid in ranks if rank_of(pid) == rank), signal.SIGKILL)
         said, _ = job.communicate(timeout=60)
     finally:
         job.kill()
     assert job.returncode != 0
     assert "Traceback" not in said
-    assert open_run(path).load().iteration >= 5
+    assert f"last checkpoint with: mpiexec -n 2 mamlnp train sine --resume {path}\n" in said
+    assert "killed" in said.lower()
+    done = open_run(path).load().iteration
+    assert done >= 10
+    config = path / "config.json"
+    config.write_text(config.read_text().replace("100000", f"{done + 10}"))
+    again = launched(2, "-m", "mamlnp", "train", "sine", "--resume", str(path))
+    assert again.returncode == 0, again.stderr
+    assert open_run(path).load().iteration == done + 10
 
 
 @mpi
