@@ -312,7 +312,7 @@ def verify(folder: Path, theirs: Path) -> Diagnosis:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         seed = int(manifest["seed"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{folder}: has no readable {MANIFEST} ({error}). Write it with: mamlnp vectors DIR"
         ) from error

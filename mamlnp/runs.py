@@ -312,6 +312,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         KeyError,
         TypeError,
         ValueError,
+        RecursionError,
         safetensors.SafetensorError,
     ) as error:
         raise DataError(
@@ -391,7 +392,7 @@ def open_run(path: Path, experiment: str | None = None) -> Run:
     try:
         run = Run(path, **json.loads(file.read_bytes()))
         _check_record(run.experiment, run.config, run.versions)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise DataError(
             f"{file}: is damaged or not of a run of mamlnp ({error}). "
             "Restore it from a copy, or begin a new run."

@@ -270,7 +270,7 @@ def check_classes(run: Run, data: Data) -> None:
         differing = {
             split: sorted(found.items() ^ began[split].items()) for split, found in now.items()
         }
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Restore it from a copy.") from error
     for split, classes in differing.items():
         if classes:

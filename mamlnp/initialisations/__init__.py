@@ -110,7 +110,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         if not isinstance(rows, list):
             raise TypeError(f"rows are {rows!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path}: is damaged ({error}). Make it again with: mamlnp evaluate {path.parent}"
         ) from error

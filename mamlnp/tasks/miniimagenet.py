@@ -176,7 +176,9 @@ def _read_pickle(path: Path, size: int) -> ClassImages:
 
     try:
         num: dict[str, int] = json.loads(index.read_bytes())
-    except (OSError, ValueError):
+        if not all(isinstance(n, int) and n > 0 for n in num.values()):
+            raise ValueError(f"{num}")
+    except (OSError, ValueError, AttributeError, RecursionError):
         num = {name: len(rows) for name, rows in content()[1].items()}
         with suppress(OSError), replacing(index) as written:
             written.write_text(json.dumps(num))
