@@ -265,6 +265,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if arguments[:1] != ["train"] and world().size > 1:
+            raise DataError(
+                f"only train goes over processes, and {world().size} were started. "
+                "Leave mpiexec out."
+            )
         match arguments:
             case [] | ["--help" | "-h", *_]:
                 print(__doc__, end="")
@@ -343,7 +348,7 @@ def _said(line: str, status: int) -> int:
     except MissingPackageError:  # which is what is said
         ranks = Ranks()
     if not ranks.writes:
-        time.sleep(1)  # what all of them met, rank 0 says
+        time.sleep(5)  # what all of them met, rank 0 says
         line = f"rank {ranks.rank}: {line}"
     print(line, file=sys.stderr, flush=True)
     ranks.abort()

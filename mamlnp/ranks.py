@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from . import backend, tree
-from .backend.machine import cores
+from .backend.machine import affinity, cores
 from .errors import MissingPackageError, ShapeError
 
 Tree = Any
@@ -33,10 +33,11 @@ class Ranks:
         rank: this process's number, from 0.
         size: how many there are.
         local_rank, local_size: the same on this machine.
+        bound: whether each of them has cores of its own.
     """
 
-    def __init__(self, communicator: Any = None, local: Any = None) -> None:
-        self._communicator = communicator
+    def __init__(self, communicator: Any = None, local: Any = None, *, bound: bool = False) -> None:
+        self._communicator, self.bound = communicator, bound
         self.rank, self.size = 0, 1
         self.local_rank, self.local_size = 0, 1
         if communicator is not None:
@@ -45,9 +46,8 @@ class Ranks:
 
     @property
     def threads(self) -> int:
-        """How many each may use: the cores it is bound to, or its share of the machine's."""
-        bound = cores() < (os.cpu_count() or 1)
-        return cores() if bound else max(1, cores() // self.local_size)
+        """How many each may use: the cores it is bound to, or its share of those it shares."""
+        return cores() if self.bound else max(1, cores() // self.local_size)
 
     @property
     def writes(self) -> bool:
@@ -160,4 +160,5 @@ def world() -> Ranks:
             "or pmix), or install mpi4py for the launcher's."
         )
     local = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
-    return Ranks(mpi.COMM_WORLD, local)
+    each = local.allgather(affinity())
+    return Ranks(mpi.COMM_WORLD, local, bound=sum(map(len, each)) == len(set().union(*each)))

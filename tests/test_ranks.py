@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from mamlnp import errors, ranks, tree
+from mamlnp.backend.machine import cores
 from mamlnp.ranks import SIZES, Ranks, takes_device_memory, world
 from mamlnp.runs import CHECKPOINT, METRICS, open_run
 
@@ -183,6 +184,31 @@ def test_a_run_of_two_ranks_is_resumed_bit_for_bit(tmp_path):
     state = open_run(path).load().arrays["state"]
     for a, b in zip(tree.leaves(whole), tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+BOUND = """
+import os, sys
+from mpi4py import MPI
+rank, cores = MPI.COMM_WORLD.rank, sorted(os.sched_getaffinity(0))
+os.sched_setaffinity(0, cores if sys.argv[1] == "shared" else {cores[rank]})
+from mamlnp.ranks import world
+print(world().bound, world().threads == (1 if world().bound else len(cores) // 2))
+"""
+
+
+@mpi
+@pytest.mark.skipif(cores() < 2, reason="there are no two cores to bind two processes to")
+@pytest.mark.parametrize("how", ["shared", "each its own"])
+def test_a_rank_takes_its_own_cores_or_its_share(how):
+    expected = f"{how != 'shared'} True\n" * 2
+    assert launched(2, "-c", BOUND, how).stdout == expected
+
+
+@mpi
+def test_only_training_goes_over_processes():
+    done = launched(2, "-m", "mamlnp", "evaluate", "runs/x")
+    assert done.returncode != 0
+    assert done.stderr.count("mamlnp: only train goes over processes, and 2 were started.") == 1
 
 
 @mpi
