@@ -212,12 +212,19 @@ def test_only_training_goes_over_processes():
 
 
 @mpi
-def test_what_is_wrong_is_said_once(tmp_path):
-    done = launched(
-        2, "-m", "mamlnp", "train", "sine", "--inner-lr", "-1", "--out", str(tmp_path / "a")
-    )
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("-1", "--inner-lr: is -1.0. Pass a number that is positive."),
+        ("1e30", "train_loss is not finite in task 0 in meta-iteration 1."),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--debug-nans",)], ids=["", "debug"])
+def test_what_is_wrong_is_said_once(tmp_path, value, said, more):
+    path = str(tmp_path / "a")
+    done = launched(2, "-m", "mamlnp", "train", "sine", "--inner-lr", value, "--out", path, *more)
     assert done.returncode != 0
-    assert done.stderr.count("--inner-lr: is -1.0. Pass a number that is positive.") == 1
+    assert done.stderr.count(said) == 1
     assert "Traceback" not in done.stderr
 
 
@@ -314,3 +321,53 @@ def test_a_policy_is_trained_by_two_ranks_and_the_same_each_time(tmp_path):
         assert ours.keys() == theirs.keys()
         assert 0 < float(ours["kl"]) <= 0.01
         assert float(ours["before"]) == pytest.approx(float(theirs["before"]), rel=0.5)
+
+
+UPDATE = """
+import sys
+import numpy as np
+from mamlnp import optim, tree
+from mamlnp.array import array
+from mamlnp.ranks import world
+from mamlnp.rl.envs import ENVIRONMENTS
+from mamlnp.rl.maml_rl import Episodes, Learner, MetaPolicy, Query, flat, per_task
+from mamlnp.rl.policy import Policy
+from mamlnp.rl.rollout import Sampler
+
+TASKS, rng = 5, np.random.default_rng(0)
+environment, broken = ENVIRONMENTS["nav2d"], [int(task) for task in sys.argv[2:]]
+simulations = environment.make(TASKS * 4, 1)
+policy = Policy(simulations.observation_size, simulations.action_size)
+params, tasks = policy.init(rng=rng), environment.sample_tasks(TASKS, rng)
+how = dict(optimizer=optim.adam(1e-3) if sys.argv[1] == "adam" else None, max_divergence=0.01)
+alone = Learner(MetaPolicy(policy, 0.1), **how)
+sampler, thetas = Sampler(policy, simulations, 4), per_task(params, TASKS)
+support = sampler.sample(thetas, tasks, rng=rng).experience()
+support.advantages[broken] = np.nan
+adapted = alone.adapt(thetas, support)
+batch = sampler.sample(adapted, tasks, rng=rng).experience()
+episodes = Episodes((support,), Query(batch, alone.acting(adapted, batch)))
+state = how["optimizer"].init(params) if how["optimizer"] else {}
+one = alone.update(params, state, episodes)
+ranks = world()
+mine = tree.map(lambda leaf: ranks.part(leaf), episodes)
+all_ = Learner(MetaPolicy(policy, 0.1), ranks=ranks, **how).update(params, state, mine)
+moved = flat(one.params) - flat(params)
+apart = np.linalg.norm(flat(all_.params) - flat(one.params)) / np.linalg.norm(moved)
+assert one.left_out == all_.left_out == len(broken), (one.left_out, all_.left_out)
+if one.report:
+    assert one.report.accepted and one.report.backtracks == all_.report.backtracks
+found = ranks.gathered((apart, flat(all_.params).tobytes()))
+if ranks.writes:
+    print(max(a for a, _ in found), len({bits for _, bits in found}))
+"""
+
+
+@mpi
+@pytest.mark.parametrize("broken", [(), (1,), (3, 4)], ids=["all", "but one", "none of rank 1's"])
+@pytest.mark.parametrize("how", ["trpo", "adam"])
+def test_an_update_of_policies_over_ranks_is_that_of_one_process(how, broken):
+    done = launched(2, "-W", "ignore", "-c", UPDATE, how, *map(str, broken))
+    apart, different = done.stdout.split() or pytest.fail(done.stderr)
+    assert float(apart) < 1e-3
+    assert different == "1"

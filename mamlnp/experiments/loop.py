@@ -138,7 +138,7 @@ def _train(
 
     skips = getattr(schedule, "on_nan", "stop") == "skip"
     looks = eager_step if getattr(schedule, "debug_nans", False) else None
-    began, earlier = time.perf_counter(), state
+    began, earlier, sound = time.perf_counter(), state, (start, state)
 
     def failed(wrong: str, number: int, states: dict[int, Tree]) -> DataError:
         remedy = ", or leave such steps out with --on-nan skip" * hasattr(schedule, "on_nan")
@@ -149,10 +149,10 @@ def _train(
 
     def check(n: int) -> None:
         """Nothing may be kept, or judged by validation, that is not finite."""
-        for name, found in recent.items():  # of a device, whose numbers are not waited for before
+        for name, found in recent.items():  # of a device, which is not waited for at each step
             for i, number in enumerate(found, start=n + 1 - len(found)):
                 if not skips and (wrong := _not_finite({name: number}, waits=True)):
-                    raise failed(wrong, i + 1, {n: earlier} if i == n else {})
+                    raise failed(wrong, i + 1, _states(step, draw, sound, i) if looks else {})
         if wrong := _damaged(state):
             raise failed(wrong, n + 1, {n: earlier})
 
@@ -177,7 +177,7 @@ def _train(
             if n + 1 < iterations:
                 drawing = ahead.submit(_drawn, draw, n + 1)
             new, numbers = step(state, drawn)
-            wrong = _not_finite(numbers, waits=skips or looks is not None)
+            wrong = _not_finite(numbers, waits=skips)
             if skips and not wrong:
                 wrong = _damaged(new)
             if wrong and not skips:
@@ -193,6 +193,7 @@ def _train(
             done = n + 1
             if done % validate_every == 0 or done == iterations:
                 check(n)
+                sound = done, state
                 mean = _mean_of_finite if skips else np.mean
                 means = {name: float(mean(_numbers(x))) for name, x in recent.items()}
                 for name, number in means.items():
@@ -237,6 +238,18 @@ def _not_finite(numbers: dict[str, Any], *, waits: bool) -> str:
         elif isinstance(value, float) and not math.isfinite(value):
             return f"{name} is {value}"
     return ""
+
+
+def _states(
+    step: Step, draw: Callable[[int], Any], sound: tuple[int, Tree], n: int
+) -> dict[int, Tree]:
+    """The states before the meta-iterations n - 1 and n, made again from an earlier one."""
+    at, state = sound
+    states = {at: state}
+    while at < n:
+        state, at = step(state, _drawn(draw, at))[0], at + 1
+        states = {at - 1: states[at - 1], at: state}
+    return states
 
 
 def _damaged(state: Tree) -> str:
