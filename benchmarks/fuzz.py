@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from PIL import Image
 
 from mamlnp import cli, diagnosis, initialisations, runs
 from mamlnp.errors import DataError
-from mamlnp.experiments import sine
+from mamlnp.experiments import classification, sine
 from mamlnp.runs import atomic_write, versions
 from mamlnp.tasks import images, miniimagenet, omniglot
 
@@ -68,6 +69,8 @@ def mutated(rng: random.Random, seeds: list[bytes]) -> bytes:
     for _ in range(rng.choice([1, 1, 1, 2, 4, 8])):
         at = rng.randrange(len(content) + 1)
         length = min(rng.choice([1, 1, 2, 4, 16, 256]), len(content) - at)
+        if rng.random() < 0.01:  # deeper than a parser may recurse
+            content[at:at] = rng.choice([b"[", b'{"a":', b"("]) * 100_000
         match rng.randrange(7):
             case 0 if at < len(content):
                 content[at] ^= 1 << rng.randrange(8)
@@ -209,6 +212,43 @@ def read_metrics(path: Path) -> None:
     runs.Run(path.parent, "sine", {}, {})._rewind(3)
 
 
+def evaluations() -> list[bytes]:
+    rows = [{"setting": "sine", "method": "MAML", "steps": 1, "mean": 0.5}]
+    return [json.dumps({"command": "mamlnp train sine", "rows": rows}).encode()]
+
+
+def class_lists() -> list[bytes]:
+    return [json.dumps({"train": {"a": 2, "b": 3}, "test": {"c": 4}}).encode()]
+
+
+def read_class_list(path: Path) -> None:
+    data: Any = {
+        "train": SimpleNamespace(names=("a", "b"), counts=np.array([2, 3])),
+        "test": SimpleNamespace(names=("c",), counts=np.array([4])),
+    }
+    classification.check_classes(runs.Run(path.parent, "folder", {}, {}), data)
+
+
+def numbers() -> list[bytes]:
+    found = []
+    for values in (np.arange(6.0).reshape(2, 3), np.array([Hostile()], object)):
+        file = io.BytesIO()
+        np.save(file, values)
+        found.append(file.getvalue())
+    return found
+
+
+def drawings() -> list[bytes]:
+    file = io.BytesIO()
+    np.savez_compressed(file, images=np.zeros((2, 3, 28, 28), np.uint8))
+    return [file.getvalue()]
+
+
+def read_cached_images(path: Path) -> None:
+    if images._is_whole(path, (2, 3)):
+        _ = images.ImageFile(path, (2, 3))[np.array([1, 0])]
+
+
 def archives() -> list[bytes]:
     file = io.BytesIO()
     np.savez(file, **{"sine/meta_gradient/linear1.w": np.ones((1, 4))})
@@ -242,6 +282,17 @@ READERS: dict[str, Reader] = {
     "metrics.csv": (runs.METRICS, metrics, read_metrics),
     "run folders": (runs.CHECKPOINT, checkpoints, read_run),
     "others' gradients": ("x.npz", archives, diagnosis.read),
+    "manifests": (
+        diagnosis.MANIFEST,
+        lambda: [b'{"seed": 3, "format": 1}'],
+        lambda path: diagnosis.verify(path.parent, path.parent / "absent.npz"),
+    ),
+    "evaluations": ("evaluation.json", evaluations, initialisations._rows),
+    "class lists": (classification.CLASSES, class_lists, read_class_list),
+    "arguments": ("x.npy", numbers, lambda path: cli._argument(f"{path}", 0)),
+    "Omniglot's cache": ("x.npz", drawings, omniglot._load_cache),
+    "images' cache": ("x.npy", numbers, read_cached_images),
+    "an index in the cache": ("x.json", lambda: [b'{"a": 2, "b": 3}'], miniimagenet._index),
 }
 
 WORDS = [
@@ -285,6 +336,7 @@ def fuzzed(name: str, count: int, seed: int) -> Counter[str]:
         inside = Path(scratch) / "inside"
         inside.mkdir()
         path = inside / file
+        around = set(os.listdir("/"))
         for n in range(count):
             began = time.process_time()  # of this process alone, however busy the machine is
             if name == "command line":
@@ -304,6 +356,7 @@ def fuzzed(name: str, count: int, seed: int) -> Counter[str]:
             if time.process_time() - began > SECONDS:
                 wrong += f" took over {SECONDS} s"
             others = {p.name for p in Path(scratch).iterdir()} - {"inside"}
+            others |= set(os.listdir("/")) - around
             if others and name != "command line":
                 wrong += f" wrote {others}"
             if wrong:

@@ -32,6 +32,7 @@ import inspect
 import json
 import os
 import re
+import reprlib
 import sys
 import time
 import traceback
@@ -633,10 +634,10 @@ def _argument(text: str, n: int) -> Any:
         if text.endswith(".npy"):
             return np.load(text, allow_pickle=False)
         return np.asarray(json.loads(text), np.float64)
-    except (ValueError, TypeError, OSError, RecursionError) as error:
+    except Exception as error:  # a damaged .npy makes NumPy raise nearly anything
         raise DataError(
-            f"--args: {text!r} is neither a shape (3x4, 3), nor numbers ([1.5, 2]), nor an .npy "
-            f"file ({error})."
+            f"--args: {reprlib.repr(text)} is neither a shape (3x4, 3), nor numbers ([1.5, 2]), "
+            f"nor an .npy file ({error})."
         ) from error
 
 

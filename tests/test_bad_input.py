@@ -219,6 +219,28 @@ def test_a_half_written_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
         assert "checkpoint-previous.safetensors: is damaged" in failure(capsys, *arguments)
 
 
+def test_json_that_is_nested_too_deep(capsys: pytest.CaptureFixture[str]) -> None:
+    deep = "[" * 100_000
+    classes(count=12)
+    trained("run")
+    cli.main(["evaluate", "run", "--tasks", "2"])
+    cli.main(["vectors", "vectors"])
+    capsys.readouterr()
+    for damaged, arguments, said in (
+        (
+            "vectors/manifest.json",
+            ["verify", "vectors", "none.npz"],
+            "has no readable manifest.json",
+        ),
+        ("run/evaluation.json", ["export", "run", "exported.safetensors"], "is damaged"),
+        ("run/classes.json", ["evaluate", "run"], "cannot be read"),
+        ("run/config.json", ["evaluate", "run"], "is damaged or not of a run"),
+    ):
+        Path(damaged).write_text(deep)
+        line = failure(capsys, *arguments)
+        assert said in line and "recursion" in line
+
+
 def test_classes_that_are_not_those_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
     """The split is drawn from the folders that are there: one more could make a training class
     a held-out one."""

@@ -212,6 +212,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     (tmp_path / "mine.py").write_text(MINE)
     np.save(tmp_path / "w.npy", np.ones((4, 2)))
+    content = (tmp_path / "w.npy").read_bytes()
+    (tmp_path / "damaged.npy").write_bytes(content.replace(b"}", b"(", 1))
 
 
 @pytest.mark.usefixtures("mine")
@@ -246,6 +248,8 @@ def test_a_wrong_rule_of_ones_own_is_named(capsys: Any) -> None:
         (["mine:energy", "--args", "3x4"], "missing a required argument"),
         (["mine:hinge", "--args", "three"], "is neither a shape"),
         (["mine:hinge", "--args", "none.npy"], "is neither a shape"),
+        (["mine:hinge", "--args", "damaged.npy"], "is neither a shape"),
+        (["mine:hinge", "--args", "[" * 100_000], "is neither a shape"),
         (["mine:unknown", "--args", "3"], "mine:unknown fails in line 34 of mine.py: TypeError"),
         (["mine:copies", "--args", "3"], "mine:copies fails in line 38 of mine.py: AttributeErr"),
         (["mine:logarithm", "--args", "[1, -1]"], "is not finite there"),

@@ -399,7 +399,7 @@ def test_another_image_size_or_order_is_another_file(tmp_path):
     assert not np.array_equal(loaded[4][0], loaded[0][0])
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "no array", "another shape"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "no array", "no header", "another shape"])
 def test_a_damaged_file_is_written_anew(tmp_path, damage):
     sources = list(images_in(folder_of(tmp_path)).values())
     kept = decode_once(sources, size=8, channels=3)
@@ -408,6 +408,7 @@ def test_a_damaged_file_is_written_anew(tmp_path, damage):
         np.save(kept.path, expected[:2])
     else:
         new = {"cut": content[:-9], "emptied": b"", "no array": b"PK\x03\x04" + content[4:]}
+        new["no header"] = content.replace(b"}", b"(", 1)
         kept.path.write_bytes(new[damage])
     np.testing.assert_array_equal(decode_once(sources, size=8, channels=3)[:], expected)
     assert kept.path.read_bytes() == content

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 import os
 import tempfile
 import threading
@@ -30,6 +31,9 @@ MAX_PIXELS = 64_000_000  # of one image; a few bytes of file can claim any numbe
 MAX_BYTES = 100_000_000  # of one image's file; likewise in a zip
 BATCH = 256  # images decoded, then written, at a time
 WORTH_A_BAR = 3000  # images that take seconds to decode
+
+# What Pillow logs it also raises; nobody listening, it would be a second line on stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 # One image
@@ -234,7 +238,7 @@ class ImageFile:
         # A mapping that stays open counts every page it ever touched as this process's memory.
         try:
             mapped = np.lib.format.open_memmap(self.path, mode="r")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged header makes NumPy raise nearly anything
             raise DataError(
                 f"{self.path}: the decoded images are gone or damaged ({error}). "
                 "Start again to decode them anew."
@@ -328,7 +332,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
     try:
         mapped = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError):  # not there; or shorter than its header says
+    except Exception:  # not there, or damaged, which makes NumPy raise nearly anything
         return False
     return mapped.dtype == np.uint8 and mapped.shape == shape
 

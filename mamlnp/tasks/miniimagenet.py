@@ -174,17 +174,24 @@ def _read_pickle(path: Path, size: int) -> ClassImages:
             batch = images[rows[start : start + BATCH]]
             yield np.stack([resized(Image.fromarray(image), size, 3) for image in batch])
 
-    try:
-        num: dict[str, int] = json.loads(index.read_bytes())
-        if not all(isinstance(n, int) and n > 0 for n in num.values()):
-            raise ValueError(f"{num}")
-    except (OSError, ValueError, AttributeError, RecursionError):
+    num = _index(index)
+    if num is None:
         num = {name: len(rows) for name, rows in content()[1].items()}
         with suppress(OSError), replacing(index) as written:
             written.write_text(json.dumps(num))
     counts = np.array(list(num.values()))
     images = keep(identity, (counts.sum().item(), size, size, 3), batches)
     return ClassImages(images, tuple(num), np.cumsum(counts) - counts, counts)
+
+
+def _index(path: Path) -> dict[str, int] | None:
+    """How many images each class has, if the cache says it."""
+    try:
+        num = json.loads(path.read_bytes())
+        whole = all(isinstance(n, int) and n > 0 for n in num.values())
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return num if whole else None
 
 
 def _unpickled(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, npt.NDArray[np.int64]]]:
