@@ -208,9 +208,15 @@ def stepped(tasks: int, steps: int, ranks: Timed) -> dict[str, Any]:
         return losses.cross_entropy(net.apply(params, batch.x), batch.y, reduction="mean")
 
     optimizer, params = optim.adam(1e-3), net.init(rng=np.random.default_rng(1))
-    state, task = optimizer.init(params), images(tasks)
+    state, task = optimizer.init(params), ranks.part(images(tasks))
     step = parallel.meta_step(
-        loss, optimizer=optimizer, inner_lr=0.4, inner_steps=1, threads=1, ranks=ranks
+        loss,
+        optimizer=optimizer,
+        inner_lr=0.4,
+        inner_steps=1,
+        threads=1,
+        ranks=ranks,
+        meta_batch_size=tasks,
     )
     whole, own = [], []
     for n in range(steps + 3):

@@ -161,6 +161,7 @@ def meta_step(
     threads: int | None = None,
     compiled: bool = True,
     ranks: Ranks | None = None,
+    meta_batch_size: int = 0,
     **how: Any,
 ) -> Callable[[Tree, Tree, Task], tuple[Tree, dict[str, Any], Array]]:
     """:func:`mamlnp.maml.meta_step` as a function of (params, opt_state, task), in chunks over
@@ -169,8 +170,9 @@ def meta_step(
     Args:
         loss, chunks, threads, compiled, how: as in :func:`meta_gradient`.
         optimizer: of the outer loop.
-        ranks: the processes that share each meta-batch, all of which are given all of it and get
-            the same results; this one alone if not given.
+        ranks: the processes that share each meta-batch; each is given its own tasks, and all get
+            the same results, the losses of all tasks among them. This one alone if not given.
+        meta_batch_size: how many tasks all ranks have together.
     """
 
     def gradient(params: Tree, task: Task) -> tuple[Array, Tree]:
@@ -193,8 +195,8 @@ def meta_step(
 
     def step(params: Tree, opt_state: Tree, task: Task) -> Any:
         if ranks is not None and ranks.size > 1:
-            here = joined(of_chunks(params, ranks.part(task)))
-            return updated(params, opt_state, [_over_ranks(ranks, maml.num_tasks(task), *here)])
+            here = joined(of_chunks(params, task))
+            return updated(params, opt_state, [_over_ranks(ranks, meta_batch_size, *here)])
         if chunks == 1 or (chunks is None and not on_host(task)):
             with one_blas_thread():
                 return at_once(params, opt_state, task)

@@ -188,6 +188,19 @@ def test_classes_then_images_are_a_sample():
     np.testing.assert_array_equal(read(parts.query, table)[..., 0], classes)
 
 
+@pytest.mark.parametrize("part", [slice(2), slice(2, 5), slice(5, 6)])
+def test_a_part_of_the_tasks_is_that_part_of_all(part):
+    data, _ = marked([4, 5, 6, 7])
+
+    def drawn(**how):
+        rng = np.random.default_rng(0)
+        task = data.sample(6, num_ways=3, num_shots=2, num_queries=1, rng=rng, **how)
+        return [*task.support, *task.query, *data.sample_labelled(6, 4, rng=rng, **how)]
+
+    for here, whole in zip(drawn(part=part), drawn(), strict=True):
+        np.testing.assert_array_equal(here, whole[part])
+
+
 @pytest.mark.parametrize("rotations", [False, True])
 def test_labelled_images_of_all_classes(rotations):
     counts = [2, 5, 3]

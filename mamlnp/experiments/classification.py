@@ -414,6 +414,7 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
             threads=threads,
             compiled=compiled,
             ranks=ranks,
+            meta_batch_size=config.meta_batch_size,
         )
         for compiled in (not config.eager, False)
     )
@@ -436,13 +437,16 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
     if ranks.writes:
         print(f"{'classes':18} {sizes}", flush=True)
 
-    def sample(stream: str, n: int, tasks: int) -> Task:
+    mine = slice(*ranks.bounds(config.meta_batch_size))
+
+    def sample(stream: str, n: int, tasks: int, part: slice = slice(None)) -> Task:
         return data["train"].sample(
             tasks,
             num_ways=config.num_ways,
             num_shots=config.num_shots,
             num_queries=config.num_queries,
             rng=counted_rng(config.seed, stream, n),
+            part=part,
         )
 
     def init() -> dict[str, Any]:
@@ -450,10 +454,10 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
 
     def draw(n: int) -> Task:
         if not config.baseline:
-            return sample("train", n, config.meta_batch_size)
+            return sample("train", n, config.meta_batch_size, mine)
         size = config.num_ways * (config.num_shots + config.num_queries)
         rng = counted_rng(config.seed, "train", n)
-        batch = data["train"].sample_labelled(config.meta_batch_size, size, rng=rng)
+        batch = data["train"].sample_labelled(config.meta_batch_size, size, rng=rng, part=mine)
         return Task(batch, batch)
 
     def step(

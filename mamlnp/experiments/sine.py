@@ -169,6 +169,7 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
             chunks=1,
             compiled=compiled,
             ranks=ranks,
+            meta_batch_size=config.meta_batch_size,
         )
         for compiled in (not config.eager, False)
     )
@@ -204,7 +205,8 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
     def maml_step(
         meta_step: Any, state: dict[str, Any], task: Task
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        params, opt, query_losses = meta_step(state["maml"]["params"], state["maml"]["opt"], task)
+        maml, mine = state["maml"], ranks.part(task)
+        params, opt, query_losses = meta_step(maml["params"], maml["opt"], mine)
         return {**state, "maml": {"params": params, "opt": opt}}, {"train_loss": query_losses}
 
     def step(state: dict[str, Any], drawn: Any) -> tuple[dict[str, Any], dict[str, Any]]:

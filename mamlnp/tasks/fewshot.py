@@ -105,11 +105,13 @@ class ClassImages:
         num_queries: int,
         rng: np.random.Generator,
         dtype: npt.DTypeLike = np.float32,
+        part: slice = slice(None),
     ) -> Task:
         """Draw ``num_tasks`` tasks of ``num_ways`` classes each (Finn et al. 2017, section 5.2).
 
         The classes of a task differ, and so do a class's images across support and query. A class
-        keeps its rotation throughout its task, at test as in training.
+        keeps its rotation throughout its task, at test as in training. Of the tasks only ``part``
+        is made: what one of several processes needs, by the same draws on all.
 
         Returns:
             Support with ``num_shots`` and query with ``num_queries`` images a class: x of shape
@@ -121,7 +123,7 @@ class ClassImages:
         """
         classes = self.sample_classes(num_tasks, num_ways=num_ways, rng=rng)
         return self.sample_images(
-            classes, num_shots=num_shots, num_queries=num_queries, rng=rng, dtype=dtype
+            classes, num_shots=num_shots, num_queries=num_queries, rng=rng, dtype=dtype, part=part
         )
 
     def sample_classes(
@@ -148,6 +150,7 @@ class ClassImages:
         num_queries: int,
         rng: np.random.Generator,
         dtype: npt.DTypeLike = np.float32,
+        part: slice = slice(None),
     ) -> Task:
         """Draw the images of tasks whose classes, (T, ways), are given: the rest of :meth:`sample`.
 
@@ -166,11 +169,12 @@ class ClassImages:
         rows = self.first[classes][..., None] + _distinct(self.counts[classes], num, rng)
         if self.rotations:
             rows += self._per_turn * rng.integers(4, size=(num_tasks, num_ways, 1))
+        rows = rows[part]
 
         def batch(rows: npt.NDArray[np.int64]) -> Batch:
             y = np.repeat(np.arange(num_ways), rows.shape[-1])
-            x = self._scaled(rows.reshape(num_tasks, -1), dtype)
-            return Batch(x, self._xp.asarray(np.tile(y, (num_tasks, 1))))
+            x = self._scaled(rows.reshape(len(rows), -1), dtype)
+            return Batch(x, self._xp.asarray(np.tile(y, (len(rows), 1))))
 
         return Task(batch(rows[..., :num_shots]), batch(rows[..., num_shots:]))
 
@@ -186,8 +190,10 @@ class ClassImages:
         *,
         rng: np.random.Generator,
         dtype: npt.DTypeLike = np.float32,
+        part: slice = slice(None),
     ) -> Batch:
-        """Draw images for learning all classes at once, as a baseline of MAML does.
+        """Draw images for learning all classes at once, as a baseline of MAML does; ``part`` is of
+        the groups, as in :meth:`sample`.
 
         Returns:
             x of shape (num_groups, size, height, width, channels) in [0, 1], y int64
@@ -196,7 +202,7 @@ class ClassImages:
         labels = rng.integers(self.num_labels, size=(num_groups, size))
         turns, classes = np.divmod(labels, len(self.names))
         rows = self.first[classes] + rng.integers(self.counts[classes]) + self._per_turn * turns
-        return Batch(self._scaled(rows, dtype), self._xp.asarray(labels))
+        return Batch(self._scaled(rows[part], dtype), self._xp.asarray(labels[part]))
 
     @property
     def _per_turn(self) -> int:
