@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from mamlnp import Batch, Task, losses, nn, optim, parallel, tree
+from mamlnp import Batch, losses, nn, optim, parallel, tree
 from mamlnp.array import array
 from mamlnp.backend.machine import keep_memory
 from mamlnp.experiments import miniimagenet, omniglot, sine
@@ -47,9 +47,10 @@ from mamlnp.experiments.reinforcement import policy_of
 from mamlnp.ranks import Ranks, world
 from mamlnp.rl.envs import ENVIRONMENTS
 from mamlnp.runs import METRICS, atomic_write, versions
+from mamlnp.tasks.fewshot import ClassImages
 
 TASKS = 32  # the paper's meta-batch
-SIZES = (8, 16, 32)  # tasks of one rank's meta-steps, from which t and u are fitted
+SIZES = (1, 2, 4, 8, 16, 32)  # tasks of one rank's meta-steps, from which t and u are fitted
 LENGTHS = (1, 256, 4096, 32768, 131072, 524288, 2097152)  # float32 numbers of an Allreduce
 FORETOLD = (8, 16, 32, 64, 128, 256, 512, 1024)
 STRONG = 1024  # tasks of the meta-batch that is shared among so many ranks
@@ -114,30 +115,35 @@ INTERCONNECTS = {
 
 
 class Model(NamedTuple):
-    """A meta-step of B tasks over N ranks takes ceil(B / N) t + u + w(N) + allreduce(N).
+    """A meta-step of B tasks over N ranks takes b t + B d + u + w + allreduce, b = ceil(B / N).
 
     Attributes:
-        task: t, seconds of a task's meta-gradient.
+        task: t, seconds of a task's meta-gradient, and of making the task.
+        draw: d, of drawing which images a task has, which every rank does for all tasks.
         update: u, of what every rank does: the sum over its tasks and the optimiser.
-        spread: the standard deviation of a rank's meta-step. The slowest of N is waited for: w is
-            the expected largest of N normal numbers with it (Blom 1958).
+        spread: the standard deviation of a rank's own time, as a share of it. The slowest of N is
+            waited for: w is by how much the largest of N normal numbers with it is expected to
+            exceed their mean (Blom 1958).
     """
 
     task: float
+    draw: float
     update: float
     spread: float
 
-    def wait(self, ranks: int) -> float:
-        """w(N), seconds."""
-        if ranks == 1:
-            return 0.0
-        share = (ranks - 0.375) / (ranks + 0.25)
-        return self.spread * statistics.NormalDist().inv_cdf(share)
+    def own(self, tasks: int, ranks: int) -> float:
+        """Seconds that a rank computes."""
+        return math.ceil(tasks / ranks) * self.task + tasks * self.draw + self.update
 
-    def step(self, tasks: int, ranks: int, size: float, over: Interconnect) -> float:
-        """Seconds of a meta-step whose gradient has so many bytes."""
-        alone = math.ceil(tasks / ranks) * self.task + self.update
-        return alone + (self.wait(ranks) + over.allreduce(ranks, size) if ranks > 1 else 0.0)
+    def wait(self, tasks: int, ranks: int) -> float:
+        """w, seconds."""
+        largest = statistics.NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
+        return self.own(tasks, ranks) * self.spread * largest if ranks > 1 else 0.0
+
+    def step(self, tasks: int, ranks: int, over: Interconnect) -> float:
+        """Seconds of a meta-step."""
+        summed = over.allreduce(ranks, gradient(tasks)) if ranks > 1 else 0.0
+        return self.own(tasks, ranks) + self.wait(tasks, ranks) + summed
 
 
 @functools.cache
@@ -162,10 +168,10 @@ def numbers() -> dict[str, tuple[int, int]]:
     return found
 
 
-def gradient() -> int:
-    """The bytes that Omniglot's meta-step sums: by its parameters, and the losses beside them."""
+def gradient(tasks: int) -> int:
+    """The bytes that Omniglot's meta-step sums: the gradient, and the tasks' losses."""
     count, width = numbers()["Omniglot, 5-way"]
-    return width * (count + TASKS)
+    return width * (count + tasks)
 
 
 # ---- what a rank measures
@@ -189,26 +195,26 @@ class Timed(Ranks):
         self.gathered(0)
 
 
-def images(tasks: int) -> Task:
-    """Noise of Omniglot's shape, 5-way 1-shot."""
-    rng = np.random.default_rng(0)
-
-    def batch() -> Batch:
-        x = rng.random((tasks, 5, 28, 28, 1), np.float32)
-        return Batch(array(x), array(np.tile(np.arange(5), (tasks, 1))))
-
-    return Task(batch(), batch())
+@functools.cache
+def characters() -> ClassImages:
+    """Noise of Omniglot's shape: 1,100 classes of 20 images."""
+    images = np.random.default_rng(0).integers(0, 256, (22_000, 28, 28, 1), np.uint8)
+    names = tuple(f"{n:04}" for n in range(1100))
+    return ClassImages(images, names, 20 * np.arange(1100), np.full(1100, 20))
 
 
-def stepped(tasks: int, steps: int, ranks: Timed) -> dict[str, Any]:
-    """A meta-step's seconds: the slowest rank's, and how far this rank's own work varies."""
+def stepped(tasks: int, steps: int, ranks: Timed) -> dict[str, float]:
+    """A meta-step's seconds, and those of its parts, medians over steps: what a rank computes by
+    itself, the mean over ranks; how much longer the slowest does; and the Allreduce, as the last
+    rank to come to it sees it."""
     net = nn.conv4(5, filters=64, image_size=28)
 
     def loss(params: Any, batch: Batch) -> Any:
         return losses.cross_entropy(net.apply(params, batch.x), batch.y, reduction="mean")
 
     optimizer, params = optim.adam(1e-3), net.init(rng=np.random.default_rng(1))
-    state, task = optimizer.init(params), ranks.part(images(tasks))
+    state, data = optimizer.init(params), characters()
+    mine = slice(*ranks.bounds(tasks))
     step = parallel.meta_step(
         loss,
         optimizer=optimizer,
@@ -218,21 +224,41 @@ def stepped(tasks: int, steps: int, ranks: Timed) -> dict[str, Any]:
         ranks=ranks,
         meta_batch_size=tasks,
     )
-    whole, own = [], []
+    found = []
     for n in range(steps + 3):
         ranks.together()
         ranks.seconds, began = 0.0, time.perf_counter()
-        params, state, _ = step(params, state, task)
+        rng = np.random.default_rng(n)
+        task = data.sample(tasks, num_ways=5, num_shots=1, num_queries=1, rng=rng, part=mine)
+        params, state, _ = step(params, state, tree.map(array, task))
         took = time.perf_counter() - began
         if n >= 3:  # compiled by then, and the caches warm
-            whole.append(max(ranks.gathered(took)))
-            own.append(took - ranks.seconds)
-    quartiles = statistics.quantiles(own, n=4)
+            found.append(ranks.gathered((took, took - ranks.seconds, ranks.seconds)))
+    whole, own, summed = np.moveaxis(np.array(found), -1, 0)  # (steps, ranks) each
+    quartiles = np.quantile(own, [0.25, 0.75], axis=0)
+    spread = (quartiles[1] - quartiles[0]) / 1.349  # of a normal distribution; no outliers
     return {
-        "seconds": statistics.median(whole),
-        "own": statistics.median(own),
-        "spread": (quartiles[2] - quartiles[0]) / 1.349,  # of a normal distribution; no outliers
+        "seconds": float(np.median(whole.max(1))),
+        "own": float(np.median(own.mean(1))),
+        "wait": float(np.median(own.max(1) - own.mean(1))),
+        "allreduce": float(np.median(summed.min(1))),
+        "spread": float(np.mean(spread / np.median(own, axis=0))),
     }
+
+
+def drawn() -> float:
+    """Seconds of drawing which images one more task has, of which none are made."""
+    data = characters()
+
+    def seconds(tasks: int) -> float:
+        found = []
+        for n in range(20):
+            rng, began = np.random.default_rng(n), time.perf_counter()
+            data.sample(tasks, num_ways=5, num_shots=1, num_queries=1, rng=rng, part=slice(1))
+            found.append(time.perf_counter() - began)
+        return statistics.median(found)
+
+    return (seconds(4096) - seconds(1024)) / 3072
 
 
 def reduced(length: int, ranks: Timed) -> float:
@@ -253,7 +279,9 @@ def child(into: Path, steps: int) -> None:
     found: dict[str, Any] = {"ranks": ranks.size}
     sizes = SIZES if ranks.size == 1 else (TASKS, TASKS * ranks.size)
     found["steps"] = {tasks: stepped(tasks, steps, ranks) for tasks in sizes}
-    if ranks.size > 1:
+    if ranks.size == 1:
+        found["draw"] = drawn()
+    else:
         found["allreduce"] = {length: reduced(length, ranks) for length in LENGTHS}
     if ranks.writes:
         into.write_text(json.dumps(found), encoding="utf-8")
@@ -277,23 +305,26 @@ def launch(ranks: int, *words: str) -> None:
 
 def fitted(one: dict[str, Any], several: dict[str, Any]) -> tuple[Model, Interconnect]:
     """t and u by least squares of relative errors; latency and bandwidth of this machine alike."""
-    steps = {int(tasks): step["seconds"] for tasks, step in one["steps"].items()}
-    task, update = _line(steps)
-    spread = one["steps"][str(TASKS)]["spread"]
+    task, update = _line({int(tasks): step["own"] for tasks, step in one["steps"].items()})
+    spread = statistics.median(step["spread"] for step in one["steps"].values())
     ranks, found = several["ranks"], several["allreduce"]
     unit = Interconnect(0.0, 1.0)
     messages = 2 * math.ceil(math.log2(ranks))
     carried = {unit.allreduce(ranks, 4 * int(n)): seconds for n, seconds in found.items()}
     byte, latency = _line(carried)
-    return Model(task, update, spread), Interconnect(latency / messages, 1 / byte)
+    here = Interconnect(latency / messages, 1 / byte)
+    return Model(task - one["draw"], one["draw"], update, spread), here
 
 
 def _line(points: dict[Any, float]) -> tuple[float, float]:
-    """Slope and height of the line through points, all of which count by their relative error."""
+    """Slope and height of the line through points, all of which count by their relative error; it
+    goes through zero where it would begin below."""
     x, y = np.array(list(points)), np.array(list(points.values()))
     rows = np.stack([x, np.ones_like(x)], 1) / y[:, None]
     slope, height = np.linalg.lstsq(rows, np.ones_like(y), rcond=None)[0]
-    return float(slope), max(0.0, float(height))
+    if height < 0:
+        slope, height = rows[:, 0].sum() / (rows[:, 0] ** 2).sum(), 0.0
+    return float(slope), float(height)
 
 
 def trained(ranks: int, data: Sequence[str], path: Path) -> tuple[float, list[float]]:
@@ -334,30 +365,58 @@ def measured(asked: Options) -> dict[str, Any]:
 def tables(found: dict[str, Any], ranks: int, model: Model, here: Interconnect) -> str:
     """Everything as Markdown."""
     fit = (
-        f"t = {_ms(model.task)} a task, u = {_ms(model.update)}, a rank's meta-steps vary by "
-        f"{_ms(model.spread)}; between processes of this machine {here.latency * 1e6:.1f} us a "
-        f"message and {here.bandwidth / 1e9:.1f} GB/s.\n"
+        f"t = {_ms(model.task)}, d = {model.draw * 1e6:.2g} us, u = {_ms(model.update)}; a rank's "
+        f"time varies by {model.spread:.1%}; between processes of this machine "
+        f"{here.latency * 1e6:.1f} us a message and {here.bandwidth / 1e9:.1f} GB/s.\n"
     )
     return "\n".join(
-        (_timed(found, ranks, model, here), fit, _losses(found), _foretold(model), _sums())
+        (
+            _timed(found, ranks, model, here),
+            _alone(found[f"{ranks}"], here),
+            fit,
+            _losses(found),
+            _foretold(model),
+            _sums(),
+        )
     )
 
 
 def _timed(found: dict[str, Any], ranks: int, model: Model, here: Interconnect) -> str:
-    """What was measured, beside what the model foretold."""
+    """What was measured, with what the model foretold in brackets."""
     one, several = (found[f"{n}"]["steps"] for n in (1, ranks))
     alone, rows = one[f"{TASKS}"]["seconds"], []
     for name, tasks in (("in all", TASKS), ("a rank", TASKS * ranks)):
-        took = several[f"{tasks}"]["seconds"]
-        expected = model.step(tasks, ranks, gradient(), here)
-        gain = f"{alone * tasks / TASKS / took:.2f} x"
-        rows.append(
-            (f"meta-step, {TASKS} tasks {name}", _ms(alone), _ms(took), _ms(expected), gain)
-        )
+        took = several[f"{tasks}"]
+        expected = {
+            "seconds": model.step(tasks, ranks, here),
+            "own": model.own(tasks, ranks),
+            "wait": model.wait(tasks, ranks),
+            "allreduce": here.allreduce(ranks, gradient(tasks)),
+        }
+        parts = (f"{_ms(took[part])} ({_ms(expected[part])})" for part in expected)
+        gain = f"{alone * tasks / TASKS / took['seconds']:.2f} x"
+        rows.append((f"meta-step, {TASKS} tasks {name}", _ms(alone), *parts, gain))
     training = found["training"]
     a, b = (f"{statistics.median(took):.1f} s" for took in training["seconds"].values())
-    rows.append((f"training, {MEANS[1]} meta-iterations", a, b, "", f"{training['speedup']:.2f} x"))
-    return _table(("", "1 rank", f"{ranks} ranks", "foretold", "tasks a second"), rows)
+    gain = f"{training['speedup']:.2f} x"
+    rows.append((f"training, {MEANS[1]} meta-iterations", a, b, "", "", "", gain))
+    head = ("", "1 rank", f"{ranks} ranks", "computing", "waiting", "Allreduce", "tasks a second")
+    return _table(head, rows)
+
+
+def _alone(several: dict[str, Any], here: Interconnect) -> str:
+    """Allreduces by themselves, and as the interconnect's two numbers have them."""
+    ranks, found = several["ranks"], several["allreduce"]
+    return _table(
+        ("float32 numbers", *(f"{int(n):,}" for n in found)),
+        [
+            ("Allreduce", *(f"{seconds * 1e6:.3g} us" for seconds in found.values())),
+            (
+                "fitted",
+                *(f"{here.allreduce(ranks, 4 * int(n)) * 1e6:.3g} us" for n in found),
+            ),
+        ],
+    )
 
 
 def _losses(found: dict[str, Any]) -> str:
@@ -381,8 +440,8 @@ def _foretold(model: Model) -> str:
     ]
 
     def cell(tasks: int, ranks: int, over: Interconnect) -> str:
-        took = model.step(tasks, ranks, gradient(), over)
-        ideal = model.step(tasks, 1, gradient(), over) / ranks
+        took = model.step(tasks, ranks, over)
+        ideal = tasks * (model.task + model.draw) / ranks
         return f"{_ms(took)} ({ideal / took:.0%})"
 
     return _table(

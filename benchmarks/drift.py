@@ -2,16 +2,16 @@
 
     python benchmarks/drift.py [--data DIR] [--json FILE]
 
-The same training runs in float64, in float32, and in float64 from a start that is moved by as much
-as float32 rounds numbers, 6e-8 of each: on the same tasks, compiled, with Adam. Reported are
+The same training runs in float64, in float32, and in float64 from several starts that are moved by
+as much as float32 rounds numbers, 6e-8 of each: on the same tasks, compiled, with Adam. Reported:
 
 - one step: the relative distance of the float32 meta-gradient from the float64 one at the very same
   parameters (those of float32's training so far);
 - drift: the distance of the trained parameters from float64's, over how far those have moved;
 - loss: the mean over the meta-iterations since the line before.
 
-Where the third training drifts as far as the second, that is the training's own sensitivity to its
-start, and not something that float32 does to it.
+Where the moved starts drift as far as float32, that is the training's own sensitivity to its start,
+and not something that float32 does to it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from mamlnp.tasks.omniglot import load_omniglot
 from mamlnp.tasks.sinusoid import Sinusoids
 
 SHOWN = (1, 10, 100, 1000)
+STARTS = 5
 ROUNDING = float(np.finfo(np.float32).eps) / 2
 TABLE = Path(__file__).parent / "results" / "drift.md"
 
@@ -109,11 +110,12 @@ def measured(experiment: Experiment, meta_iterations: int) -> list[dict[str, flo
     optimizer = optim.adam(1e-3)
     start = cast(net.init(rng=np.random.default_rng(0)), np.float64)
     rng = np.random.default_rng(1)
-    moved = tree.map(
-        lambda p: array(p.numpy() * (1 + ROUNDING * rng.choice([-1, 1], p.shape))), start
-    )
-    kinds = {"float64": (start, np.float64), "float32": (start, np.float32)}
-    kinds["moved"] = (moved, np.float64)
+    kinds: dict[str, Any] = {"float64": (start, np.float64), "float32": (start, np.float32)}
+    for n in range(STARTS):
+        moved = tree.map(
+            lambda p: array(p.numpy() * (1 + ROUNDING * rng.choice([-1, 1], p.shape))), start
+        )
+        kinds[f"moved {n}"] = (moved, np.float64)
     step = parallel.meta_step(loss, optimizer=optimizer, **how)
     gradient = parallel.meta_gradient(loss, **how)
     params = {name: cast(theta, dtype) for name, (theta, dtype) in kinds.items()}
@@ -137,9 +139,9 @@ def measured(experiment: Experiment, meta_iterations: int) -> list[dict[str, flo
             far = {name: vector(theta) for name, theta in params.items()}
             way = float(np.linalg.norm(far["float64"] - vector(start)))
             row = {"iteration": n, "one_step": one_step}
-            for name in ("float32", "moved"):
-                row[f"drift_{name}"] = float(np.linalg.norm(far[name] - far["float64"])) / way
-            rows.append(row | {f"loss_{name}": math.fsum(x) / len(x) for name, x in seen.items()})
+            for name in kinds:
+                row[f"drift {name}"] = float(np.linalg.norm(far[name] - far["float64"])) / way
+            rows.append(row | {f"loss {name}": math.fsum(x) / len(x) for name, x in seen.items()})
             seen = {name: [] for name in kinds}
     return rows
 
@@ -147,15 +149,24 @@ def measured(experiment: Experiment, meta_iterations: int) -> list[dict[str, flo
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
     """All rows in Markdown."""
     lines = [
-        "| | meta-iterations | float32's meta-gradient | drift of float32 | of a moved start "
-        "| loss: float64 | float32 | moved start |",
+        "| | meta-iterations | float32's meta-gradient | drift of float32 | of moved starts "
+        "| loss: float64 | float32 | moved starts |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in rows.items():
         for row in found:
-            drifts = (f"{row[key]:.1e}" for key in ("one_step", "drift_float32", "drift_moved"))
-            losses_ = (f"{row[f'loss_{kind}']:.4f}" for kind in ("float64", "float32", "moved"))
-            lines.append(f"| {name} | {row['iteration']:,} | {' | '.join((*drifts, *losses_))} |")
+            drift, mean = (
+                [row[f"{what} moved {n}"] for n in range(STARTS)] for what in ("drift", "loss")
+            )
+            cells = (
+                f"{row['one_step']:.1e}",
+                f"{row['drift float32']:.1e}",
+                f"{min(drift):.1e} to {max(drift):.1e}",
+                f"{row['loss float64']:.4f}",
+                f"{row['loss float32']:.4f}",
+                f"{min(mean):.4f} to {max(mean):.4f}",
+            )
+            lines.append(f"| {name} | {row['iteration']:,} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
