@@ -29,6 +29,9 @@ class DeviceError(RuntimeError):
 class DataError(ValueError):
     """A file or folder is missing, damaged or not in the expected layout."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # what other libraries say may have lines
+
 
 class MissingPackageError(ImportError, ValueError):
     """An optional package is not installed."""

@@ -214,6 +214,9 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "w.npy", np.ones((4, 2)))
     content = (tmp_path / "w.npy").read_bytes()
     (tmp_path / "damaged.npy").write_bytes(content.replace(b"}", b"(", 1))
+    with (tmp_path / "long.npy").open("wb") as file:  # of which NumPy says so in three lines
+        header = {"descr": "<f8", "fortran_order": False, "shape": (1,) * 9000}
+        np.lib.format.write_array_header_2_0(file, header)
 
 
 @pytest.mark.usefixtures("mine")
@@ -249,6 +252,7 @@ def test_a_wrong_rule_of_ones_own_is_named(capsys: Any) -> None:
         (["mine:hinge", "--args", "three"], "is neither a shape"),
         (["mine:hinge", "--args", "none.npy"], "is neither a shape"),
         (["mine:hinge", "--args", "damaged.npy"], "is neither a shape"),
+        (["mine:hinge", "--args", "long.npy"], "is neither a shape"),
         (["mine:hinge", "--args", "[" * 100_000], "is neither a shape"),
         (["mine:unknown", "--args", "3"], "mine:unknown fails in line 34 of mine.py: TypeError"),
         (["mine:copies", "--args", "3"], "mine:copies fails in line 38 of mine.py: AttributeErr"),
