@@ -123,13 +123,20 @@ QUICK = (
 )
 
 
-def policies(name: str, preset: str = "", seeds: tuple[int, ...] = (0,)) -> list[Row]:
-    """MAML with a random beginning beside it, and the two baselines that are trained."""
-    train = f"{name}{preset}"
+def policies(
+    name: str,
+    maml: str = "",
+    *,
+    seeds: tuple[int, ...] = (0,),
+    pretrained: str = "",
+    oracle: str = "",
+) -> list[Row]:
+    """MAML with a random beginning beside it, and the two baselines that are trained: by options of
+    their own, or by MAML's."""
     return [
-        Row("maml", name, train, "--baselines", seeds=seeds),
-        Row("pretrained", name, f"{train} --baseline pretrained"),
-        Row("oracle", name, f"{train} --baseline oracle"),
+        Row("maml", name, f"{name}{maml}", "--baselines", seeds=seeds),
+        Row("pretrained", name, f"{name}{pretrained or maml} --baseline pretrained"),
+        Row("oracle", name, f"{name}{oracle or maml} --baseline oracle"),
     ]
 
 
@@ -198,9 +205,26 @@ TABLES: dict[str, list[Row]] = {
         )
     ],
     "nav2d": policies("nav2d", " --preset code", seeds=(0, 1, 2)),
-    "cheetah-vel": policies("cheetah-vel", " --max-kl 0.02 --meta-iterations 491", seeds=(1,)),
-    "cheetah-dir": policies("cheetah-dir", seeds=(0, 1)),
-    "ant-vel": policies("ant-vel", f"{QUICK} --meta-iterations 395", seeds=(1,)),
+    "cheetah-vel": policies(
+        "cheetah-vel",
+        " --max-kl 0.02 --meta-iterations 491",
+        seeds=(1,),
+        pretrained=f"{QUICK} --meta-iterations 200",
+        oracle=f"{QUICK} --meta-iterations 224",
+    ),
+    "cheetah-dir": policies(
+        "cheetah-dir",
+        seeds=(0, 1),
+        pretrained=" --gae-lambda 0.95 --curvature-tasks 10 --meta-iterations 150",
+        oracle=" --meta-iterations 225",
+    ),
+    "ant-vel": policies(
+        "ant-vel",
+        f"{QUICK} --meta-iterations 395",
+        seeds=(1,),
+        pretrained=f"{QUICK} --meta-batch-size 20 --meta-iterations 150",
+        oracle=f"{QUICK} --meta-batch-size 20 --meta-iterations 150",
+    ),
     "ant-dir": policies("ant-dir"),
     "grocery84": [
         Row(
