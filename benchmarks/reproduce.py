@@ -223,9 +223,14 @@ TABLES: dict[str, list[Row]] = {
         f"{QUICK} --meta-iterations 395",
         seeds=(1,),
         pretrained=f"{QUICK} --meta-batch-size 20 --meta-iterations 150",
-        oracle=f"{QUICK} --meta-batch-size 20 --meta-iterations 150",
+        oracle=f"{QUICK} --meta-batch-size 20 --meta-iterations 200",
     ),
-    "ant-dir": policies("ant-dir"),
+    "ant-dir": policies(
+        "ant-dir",
+        " --max-kl 0.02 --gae-lambda 0.95 --meta-batch-size 20 --curvature-tasks 8"
+        " --meta-iterations 584",
+        seeds=(1,),
+    ),
     "grocery84": [
         Row(
             "maml-5w1s",
