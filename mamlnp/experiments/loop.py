@@ -150,8 +150,9 @@ def _train(
     def check(n: int) -> None:
         """Nothing may be kept, or judged by validation, that is not finite."""
         for name, found in recent.items():  # of a device, which is not waited for at each step
+            found[:] = [_fetched(number) for number in found]
             for i, number in enumerate(found, start=n + 1 - len(found)):
-                if not skips and (wrong := _not_finite({name: number}, waits=True)):
+                if not skips and (wrong := _not_finite({name: number})):
                     raise failed(wrong, i + 1, _states(step, draw, sound, i) if looks else {})
         if wrong := _damaged(state):
             raise failed(wrong, n + 1, {n: earlier})
@@ -177,7 +178,9 @@ def _train(
             if n + 1 < iterations:
                 drawing = ahead.submit(_drawn, draw, n + 1)
             new, numbers = step(state, drawn)
-            wrong = _not_finite(numbers, waits=skips)
+            if skips:  # which asks at each step, and so waits for a device
+                numbers = {name: _fetched(number) for name, number in numbers.items()}
+            wrong = _not_finite(numbers)
             if skips and not wrong:
                 wrong = _damaged(new)
             if wrong and not skips:
@@ -225,12 +228,10 @@ def _train(
                 )
 
 
-def _not_finite(numbers: dict[str, Any], *, waits: bool) -> str:
-    """What is not finite, of numbers, and of Arrays whose first axis is the tasks: of those on the
-    host, or of all, for which a device is waited for."""
+def _not_finite(numbers: dict[str, Any]) -> str:
+    """What is not finite, of numbers, and of Arrays on the host whose first axis is the tasks."""
     for name, number in numbers.items():
         value = number.value if isinstance(number, Array) else number
-        value = to_host(value) if waits and isinstance(number, Array) else value
         if isinstance(value, np.ndarray):
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 task, *_ = np.argwhere(~np.isfinite(np.atleast_1d(value)))[0]
@@ -288,6 +289,11 @@ def placed(x: Tree) -> Tree:
 
 def _drawn(draw: Callable[[int], Any], n: int) -> Any:
     return placed(draw(n))
+
+
+def _fetched(number: Any) -> Any:
+    """A number of a step, on the host."""
+    return Array(to_host(number.value)) if isinstance(number, Array) else number
 
 
 def _numbers(found: list[Any]) -> np.ndarray:

@@ -205,8 +205,9 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
     def maml_step(
         meta_step: Any, state: dict[str, Any], task: Task
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        maml, mine = state["maml"], ranks.part(task)
-        params, opt, query_losses = meta_step(maml["params"], maml["opt"], mine)
+        params, opt, query_losses = meta_step(
+            state["maml"]["params"], state["maml"]["opt"], ranks.part(task)
+        )
         return {**state, "maml": {"params": params, "opt": opt}}, {"train_loss": query_losses}
 
     def step(state: dict[str, Any], drawn: Any) -> tuple[dict[str, Any], dict[str, Any]]:
