@@ -5,6 +5,8 @@ import io
 import mmap
 import multiprocessing
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 import zlib
@@ -183,6 +185,22 @@ def test_a_damaged_image_is_harmless_or_a_data_error(kind, at, bit):
 def test_what_is_no_image(content):
     with pytest.raises(DataError, match=r"here: is none of PNG, JPEG, BMP, GIF, WEBP, TIFF\."):
         read(content)
+
+
+def test_what_pillow_logs_of_a_damaged_image_is_not_printed(tmp_path):
+    """In a process of its own: pytest listens to every log."""
+    content = encoded(photograph(0), "TIFF")
+    at = content.index(struct.pack("<HHI", 277, 3, 1)) + 8  # samples a pixel
+    (tmp_path / "a.tiff").write_bytes(content[:at] + b"\xff\xff" + content[at + 2 :])
+    script = (
+        "import pathlib\nfrom mamlnp.errors import DataError\n"
+        "from mamlnp.tasks.images import read_image\n"
+        "try:\n    read_image('here', pathlib.Path('a.tiff').read_bytes(), size=8, channels=3)\n"
+        "except DataError as error:\n    print(error)\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("here: ") and done.stderr == ""
 
 
 @pytest.mark.parametrize(("width", "height"), [(8001, 8000), (12_000, 12_000), (60_000, 60_000)])

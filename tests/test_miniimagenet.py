@@ -291,6 +291,19 @@ def test_pickles(tmp_path, protocol, val, monkeypatch):
     assert shades(load_miniimagenet(tmp_path, size=SIZE)) == expected()
 
 
+@pytest.mark.parametrize("damage", [b"", b"[1]", b'{"a": 0}', b"[" * 100_000])
+def test_a_damaged_index_in_the_cache_is_made_anew(tmp_path, cache, damage):
+    write_pickles(tmp_path)
+    load_miniimagenet(tmp_path, size=SIZE)
+    indices = list(cache.glob("*.json"))
+    whole = [index.read_bytes() for index in indices]
+    assert len(indices) == 3
+    for index in indices:
+        index.write_bytes(damage)
+    assert shades(load_miniimagenet(tmp_path, size=SIZE)) == expected()
+    assert [index.read_bytes() for index in indices] == whole
+
+
 def test_a_pickle_of_python_2(tmp_path):
     """Its strings are bytes, which become text; the array's bytes are such a string too."""
     write_pickles(tmp_path)

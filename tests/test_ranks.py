@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mamlnp import errors, ranks, tree
 from mamlnp.backend.machine import cores
@@ -266,10 +267,9 @@ def rank_of(pid):
     return int(found[0]) if found else None
 
 
-@mpi
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_lost_rank_ends_the_job_and_leaves_a_checkpoint(tmp_path, rank):
-    path = tmp_path / "run"
+def signalled(path, rank, number):
+    """A training of two ranks, one of which gets a signal once there is a checkpoint: its exit
+    status, and what it said."""
     lasting = [word.replace("40", "100000") for word in SINE]
     words = ["train", "sine", *lasting, "--out", str(path)]
     job = subprocess.Popen(
@@ -282,12 +282,30 @@ def test_a_lost_rank_ends_the_job_and_leaves_a_checkpoint(tmp_path, rank):
             time.sleep(0.05)
         found = subprocess.run(["pgrep", "-f", f"out {path}"], capture_output=True, text=True)
         pids = [int(pid) for pid in found.stdout.split()]
-        ranks = sorted(pid for pid in pids if rank_of(pid) is not None)
-        os.kill(next(pid for pid in ranks if rank_of(pid) == rank), signal.SIGKILL)
+        os.kill(next(pid for pid in pids if rank_of(pid) == rank), number)
         said, _ = job.communicate(timeout=60)
     finally:
         job.kill()
-    assert job.returncode != 0
+    return job.returncode, said
+
+
+@mpi
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_that_is_interrupted_stops_all_with_a_checkpoint(tmp_path, rank):
+    path = tmp_path / "run"
+    status, said = signalled(path, rank, signal.SIGINT)
+    assert status != 0
+    done = open_run(path).load().iteration
+    assert f"stopped after {done} of 100000 meta-iterations. Continue with: " in said
+    assert done % 10 == 0
+
+
+@mpi
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_rank_ends_the_job_and_leaves_a_checkpoint(tmp_path, rank):
+    path = tmp_path / "run"
+    status, said = signalled(path, rank, signal.SIGKILL)
+    assert status != 0
     assert "Traceback" not in said
     assert f"last checkpoint with: mpiexec -n 2 mamlnp train sine --resume {path}\n" in said
     assert "killed" in said.lower()
@@ -298,6 +316,29 @@ def test_a_lost_rank_ends_the_job_and_leaves_a_checkpoint(tmp_path, rank):
     again = launched(2, "-m", "mamlnp", "train", "sine", "--resume", str(path))
     assert again.returncode == 0, again.stderr
     assert open_run(path).load().iteration == done + 10
+
+
+@mpi
+@pytest.mark.parametrize("baseline", [(), ("--baseline", "pretrained")], ids=["maml", "pretrained"])
+def test_two_ranks_learn_images_as_one_does(tmp_path, baseline):
+    rng = np.random.default_rng(0)
+    for n in range(12):
+        (tmp_path / "data" / f"class{n}").mkdir(parents=True)
+        for i in range(6):
+            pixels = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / f"class{n}" / f"{i}.png")
+    options = "--image-size 16 --filters 2 --num-ways 2 --num-queries 2 --inner-steps 1 "
+    options += "--meta-batch-size 3 --meta-iterations 4 --validate-every 1 --validation-tasks 3"
+    losses = {}
+    for size in (1, 2):
+        where = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / f"{size}")]
+        words = ["-m", "mamlnp", "train", "folder", *options.split(), *where, *baseline]
+        done = launched(size, *words, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")})
+        assert done.returncode == 0, done.stderr
+        with (tmp_path / f"{size}" / METRICS).open() as file:
+            losses[size] = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(losses[2], losses[1], rtol=1e-4)
+    assert len(set(losses[1])) == 4
 
 
 @mpi
