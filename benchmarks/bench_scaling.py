@@ -410,11 +410,8 @@ def _alone(several: dict[str, Any], here: Interconnect) -> str:
     return _table(
         ("float32 numbers", *(f"{int(n):,}" for n in found)),
         [
-            ("Allreduce", *(f"{seconds * 1e6:.3g} us" for seconds in found.values())),
-            (
-                "fitted",
-                *(f"{here.allreduce(ranks, 4 * int(n)) * 1e6:.3g} us" for n in found),
-            ),
+            ("Allreduce", *map(_us, found.values())),
+            ("fitted", *(_us(here.allreduce(ranks, 4 * int(n))) for n in found)),
         ],
     )
 
@@ -483,6 +480,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _us(seconds: float) -> str:
+    return f"{float(f'{1e6 * seconds:.3g}'):g} us"  # in plain digits
 
 
 def _ms(seconds: float) -> str:
