@@ -12,6 +12,7 @@ import functools
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -119,6 +120,7 @@ class Ranks:
         """End all processes: one of them cannot go on, and the others would wait for it forever."""
         if self.size > 1:
             sys.stderr.flush()
+            time.sleep(1)  # a launcher passes on nothing more once it is told to end them
             self._communicator.Abort(1)
 
 
