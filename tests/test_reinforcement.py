@@ -154,6 +154,7 @@ def test_navigation_learns(tmp_path: Path) -> None:
         ({"baseline": "oracle"}, {"oracle", "paper oracle"}),
         ({"meta_optimizer": "adam"}, {"MAML", "paper MAML"}),
         ({"first_order": True}, {"MAML", "paper MAML"}),
+        ({"sampling_term": True}, {"MAML", "paper MAML"}),
         ({"eager": False}, {"MAML", "paper MAML"}),
     ],
 )
@@ -165,6 +166,12 @@ def test_every_way_trains_and_is_scored(how: Any, methods: set[str], tmp_path: P
     if config.baseline == "oracle":
         assert {row.steps for row in table} == {0}
     assert "kl" in metrics(run)[0] or config.meta_optimizer == "adam"
+
+
+def test_the_sampling_term_of_no_second_derivatives_is_refused() -> None:
+    config = dataclasses.replace(NAV, first_order=True, sampling_term=True)
+    with pytest.raises(DataError, match=r"--sampling-term: .* --first-order leaves out"):
+        nav2d.load(config)
 
 
 def test_evaluation_compares_with_a_random_beginning(tmp_path: Path) -> None:

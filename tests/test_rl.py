@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mamlnp import array, check_grads, maml, tree
-from mamlnp.autodiff import grad
+from mamlnp.autodiff import grad, hvp
 from mamlnp.errors import ShapeError
+from mamlnp.ops.elementwise import exp
 from mamlnp.ops.reduce import sum as total
 from mamlnp.rl import advantages
 from mamlnp.rl.envs import ENVIRONMENTS
@@ -389,6 +390,61 @@ def test_the_inner_step_is_the_paper_s() -> None:
         np.testing.assert_allclose(flat(tree.map(lambda p, i=task: p[i], one)), flat(expected))
 
 
+def test_with_the_sampling_term_the_meta_gradient_is_that_of_likelihood_ratios() -> None:
+    """Of an inner loss by ratios to the policy that acted, as it was (docs, equation 7.8)."""
+    plain, with_term = (MetaPolicy(POLICY, 0.3, sampling_term=term) for term in (False, True))
+    params, task = params_of(), episodes(plain, params_of())
+    (batch,) = task.support
+
+    def log_probs(theta: Any) -> Any:
+        return log_prob(POLICY.distribution(theta, batch.observations), batch.actions)
+
+    acted = log_probs(params).numpy()
+
+    def surrogate(theta: Any) -> Any:
+        def inner(theta: Any) -> Any:
+            return -total(batch.weights * batch.advantages * exp(log_probs(theta) - acted))
+
+        thetas = maml.per_task(theta, T)
+        adapted = tree.map(lambda p, g: p - 0.3 * g, thetas, grad(inner)(thetas))
+        new = POLICY.distribution(adapted, task.query.experience.observations)
+        return total(with_term._surrogate(new, task)[0])
+
+    check_grads(surrogate, (params,), order=1)
+    found = flat(with_term.meta_gradient(params, task)[1])
+    np.testing.assert_allclose(found, flat(grad(surrogate)(params)), rtol=1e-9, atol=1e-12)
+    adapted = (flat(meta.adapt(params, task.support, T)) for meta in (plain, with_term))
+    np.testing.assert_allclose(*adapted, rtol=1e-12)
+    without = flat(plain.meta_gradient(params, task)[1])
+    assert np.linalg.norm(found - without) > 0.01 * np.linalg.norm(found)
+
+
+def test_with_the_sampling_term_the_inner_hessian_is_the_expected_returns() -> None:
+    """One step of reward a^2 has the expected return mean^2 + sigma^2. Quadrature stands for the
+    episodes, so that nothing is left to chance."""
+    policy, mean, log_std = Policy(1, 1, hidden=()), 0.7, -0.3
+    points, weights = np.polynomial.hermite_e.hermegauss(9)
+    actions = (mean + np.exp(log_std) * points)[None, :, None]
+    nothing = np.zeros_like(actions)
+    layer = {"w": array(np.zeros((1, 1))), "b": array(np.array([mean]))}
+    params = {"linear1": layer, "log_std": array(np.array([log_std]))}
+    weights = weights[None] / weights.sum()
+    batch = Experience(nothing, actions, actions[..., 0] ** 2, weights)
+
+    def hessian(meta: MetaPolicy) -> np.ndarray:
+        def loss(theta: Any) -> Any:
+            return total(meta.reinforce(theta, batch))
+
+        size = flat(params).size
+        columns = (flat(hvp(loss, params, like(params, e))) for e in np.eye(size))
+        return np.stack(list(columns))[np.ix_([1, 2], [1, 2])]  # b and log_std; w sees zeros
+
+    exact = -np.diag([2, 4 * np.exp(2 * log_std)])
+    found = hessian(MetaPolicy(policy, 0.1, sampling_term=True))
+    np.testing.assert_allclose(found, exact, atol=1e-12)
+    assert np.abs(hessian(MetaPolicy(policy, 0.1)) - exact).max() > 1
+
+
 def test_first_order_leaves_out_the_second_derivatives() -> None:
     params = params_of()
     second, first = (MetaPolicy(POLICY, 0.3, first_order=order) for order in (False, True))
@@ -407,11 +463,11 @@ def test_first_order_leaves_out_the_second_derivatives() -> None:
 
 
 @pytest.mark.parametrize("inner_steps", [0, 1, 2])
-@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("how", [{}, {"first_order": True}, {"sampling_term": True}])
 def test_the_two_exact_products_agree_at_the_old_policies(
-    inner_steps: int, first_order: bool
+    inner_steps: int, how: dict[str, bool]
 ) -> None:
-    meta, params = MetaPolicy(POLICY, 0.3, first_order), params_of()
+    meta, params = MetaPolicy(POLICY, 0.3, **how), params_of()
     task = episodes(meta, params, inner_steps, counted=5)
     v = like(params, rng(4).normal(size=flat(params).size))
     fast, twice = (f((params, v), task) for f in (meta.divergence_product, meta.divergence_hvp))

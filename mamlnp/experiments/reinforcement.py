@@ -52,6 +52,8 @@ class Config:
         inner_lr: alpha, on the mean over time steps; in evaluation of the first step.
         inner_steps: in training.
         first_order: leave out the second derivatives.
+        sampling_term: give them the part for the sampling of the first episodes too, which the
+            paper's lack (Rothfuss et al. 2019).
         meta_optimizer: "trpo", with exact products of the divergence's Hessian through the inner
             update, or plain "adam".
         max_kl: TRPO's trust region: mean divergence of the adapted policies, in nats.
@@ -76,6 +78,7 @@ class Config:
     inner_lr: float = 0.1
     inner_steps: int = 1
     first_order: bool = False
+    sampling_term: bool = False
     meta_optimizer: Literal["trpo", "adam"] = "trpo"
     max_kl: float = 0.01
     curvature_tasks: int | None = None
@@ -95,6 +98,12 @@ class Config:
         """Inner steps in training: none for a baseline."""
         return 0 if self.baseline else self.inner_steps
 
+    @property
+    def _order(self) -> str:
+        if self.first_order:
+            return "first order"
+        return "second order" + self.sampling_term * ", with the term for the sampling"
+
     def describe(self) -> dict[str, Any]:
         """What a reader of the log has to know."""
         update = f"Adam, step size {self.meta_lr:g}, on the likelihood-ratio surrogate"
@@ -103,7 +112,7 @@ class Config:
             update = f"TRPO, mean divergence at most {self.max_kl:g} nats, exact products{some}"
         facts = {
             "tasks": f"{self.meta_batch_size} a meta-iteration, {self.rollouts} rollouts each",
-            "meta-gradient": "first order" if self.first_order else "second order",
+            "meta-gradient": self._order,
             "inner loop": f"REINFORCE, alpha {self.inner_lr:g}, {self.inner_steps} in training",
             "meta-update": update,
             "batch norm": "none",
@@ -124,7 +133,16 @@ def policy_of(config: Config, environment: Environment) -> Policy:
 
 
 def load(config: Config) -> Environment:
-    """The environment, whose packages must be there."""
+    """The environment, whose packages must be there.
+
+    Raises:
+        DataError: settings that contradict each other.
+    """
+    if config.first_order and config.sampling_term:
+        raise DataError(
+            "--sampling-term: belongs to the second derivatives, which --first-order leaves out. "
+            "Pass one of them."
+        )
     found = ENVIRONMENTS[config.environment]
     found.make(1, 1)
     return found
@@ -138,7 +156,7 @@ def _sampler(
 
 
 def _learner(config: Config, policy: Policy, ranks: Ranks | None = None) -> Learner:
-    meta = MetaPolicy(policy, config.inner_lr, config.first_order)
+    meta = MetaPolicy(policy, config.inner_lr, config.first_order, config.sampling_term)
     plain = optim.adam(config.meta_lr) if config.meta_optimizer == "adam" else None
     return Learner(
         meta,

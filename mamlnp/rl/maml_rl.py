@@ -62,17 +62,26 @@ class MetaPolicy:
         policy: what theta parametrises.
         inner_lr: alpha.
         first_order: treat every inner gradient as a constant.
+        sampling_term: give the inner loss's second derivative the part for the sampling too, which
+            the paper's meta-gradient lacks (docs, equation 7.7).
     """
 
     policy: Policy
     inner_lr: float
     first_order: bool = False
+    sampling_term: bool = False
 
     def reinforce(self, params: Params, batch: Experience) -> Array:
         """Each task's -mean(log pi(a | o) A), (T,) (docs, equation 7.3): the paper's equation 4 in
         the form whose gradient is the policy gradient, equation 7.2 (Williams 1992). Its second
-        derivative has no part for the sampling, equation 7.7."""
+        derivative has no part for the sampling, equation 7.7.
+
+        With ``sampling_term`` it is -mean(pi(a | o) / stop(pi(a | o)) A), which has it (docs,
+        equation 7.8; the low variance curvature estimator of Rothfuss et al. 2019): another value,
+        the same gradient."""
         chosen = log_prob(self.policy.distribution(params, batch.observations), batch.actions)
+        if self.sampling_term:
+            chosen = exp(chosen - stop_gradient(chosen))
         return neg(sum(mul(batch.weights, batch.advantages) * chosen, -1))
 
     def descend(self, params: Params, batch: Experience, *, lr: Any = None) -> Params:
@@ -97,7 +106,7 @@ class MetaPolicy:
     def surrogate(self, params: Params, task: Episodes) -> tuple[Array, Array]:
         """Each task's -mean(pi_theta'(a | o) / pi_old(a | o) A) and its mean KL(old || theta'),
         (T,) both (Schulman et al. 2015, their equation 14; docs, equation 7.5 and
-        equation 7.8)."""
+        equation 7.9)."""
         return self._surrogate(self.adapted(params, task), task)
 
     def _surrogate(self, new: Gaussian, task: Episodes) -> tuple[Array, Array]:
@@ -120,7 +129,7 @@ class MetaPolicy:
     def divergence_product(self, at: tuple[Params, Params], task: Episodes) -> Params:
         """H v, H the Hessian of the tasks' summed mean KL(old || theta'), where old is theta'.
 
-        There the divergence has its minimum, so that H is exactly J' M J (docs, equation 7.9): J
+        There the divergence has its minimum, so that H is exactly J' M J (docs, equation 7.10): J
         the derivative of the adapted policies by theta, through the inner update; M the Gaussians'
         Fisher information. No third derivative is in it.
 
