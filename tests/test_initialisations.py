@@ -19,7 +19,7 @@ from mamlnp.tasks.omniglot import load_omniglot
 DATA = os.environ.get("MAMLNP_DATA")
 
 
-POLICIES = ["ant-vel", "cheetah-dir", "nav2d"]
+POLICIES = ["ant-dir", "ant-vel", "cheetah-dir", "cheetah-vel", "nav2d"]
 
 
 def test_each_is_small() -> None:
