@@ -104,7 +104,8 @@ def test_tables_are_those_of_the_results(table: str) -> None:
 )
 def test_rows_of_tables_are_commands_that_exist(row: Any) -> None:
     name, *options = row.train.split()
-    asked = dict(zip(options[::2], options[1::2], strict=True))
+    pairs = " ".join(options).replace("--sampling-term", "--sampling-term True").split()
+    asked = dict(zip(pairs[::2], pairs[1::2], strict=True))
     module = EXPERIMENTS[name]
     config = module.PRESETS[asked.pop("--preset")] if "--preset" in asked else module.Config()
     for option, value in asked.items():
