@@ -232,6 +232,8 @@ TABLES: dict[str, list[Row]] = {
         " --max-kl 0.02 --gae-lambda 0.95 --meta-batch-size 20 --curvature-tasks 8"
         " --meta-iterations 584",
         seeds=(1,),
+        pretrained=f"{QUICK} --meta-batch-size 20 --meta-iterations 150",
+        oracle=f"{QUICK} --meta-batch-size 20 --meta-iterations 200",
     ),
     "grocery84": [
         Row(
