@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,7 @@ class Row:
         seeds: one run each.
         paper: what the paper reports.
         others: what other implementations report.
+        begins: the row whose run of the same seed it begins from.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Row:
     seeds: tuple[int, ...] = (0,)
     paper: str = ""
     others: str = ""
+    begins: str = ""
 
 
 @dataclass(frozen=True)
@@ -345,24 +348,32 @@ def work(row: Row, seed: int, batch_norm: str, asked: Options) -> None:
         if not made_by(path, row, seed):
             sys.exit(
                 f"reproduce: {path} is of {experiments.command(open_run(path))}, the row of "
-                f"{row.train} --seed {seed}. Move it away, or pass another folder to --runs."
+                f"{shlex.join(training(row, seed, path.parent))}. Move it away, or pass another "
+                "folder to --runs."
             )
         if not (path / CHECKPOINT).exists():  # stopped before there was anything to go on from
             shutil.rmtree(path)
     if not (path / CONFIG).exists():
         data = ["--data", f"{asked.data}"] if asked.data else []
-        seeded = [*row.train.split(), "--seed", f"{seed}"]
-        command("train", *seeded, *data, *device, "--out", f"{path}")
+        words = training(row, seed, path.parent)
+        command("train", *words, *data, *device, "--out", f"{path}")
     elif not finished(path):
         command("train", open_run(path).experiment, "--resume", f"{path}", *device)
     if not scored_as(path, row, batch_norm):
         command("evaluate", f"{path}", *evaluate_options(row, batch_norm), *device)
 
 
+def training(row: Row, seed: int, runs: Path) -> list[str]:
+    """What `mamlnp train` is given, where the table's runs are in a folder."""
+    begins = ["--init-from", f"{runs / f'{row.begins}-{seed}'}"] if row.begins else []
+    return [*row.train.split(), *begins, "--seed", f"{seed}"]
+
+
 def made_by(path: Path, row: Row, seed: int) -> bool:
-    """Whether a run is of the row's command."""
-    wanted = f"mamlnp train {row.train} --seed {seed}"
-    return sorted(experiments.command(open_run(path)).split()) == sorted(wanted.split())
+    """Whether a run is of the row's command, wherever the run that it began from was."""
+    found = shlex.split(experiments.command(open_run(path)))[2:]
+    wanted = training(row, seed, path.parent)
+    return sorted(Path(word).name for word in found) == sorted(Path(word).name for word in wanted)
 
 
 def evaluate_options(row: Row, batch_norm: str) -> list[str]:

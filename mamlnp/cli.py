@@ -389,6 +389,8 @@ def _train(name: str, options: list[str]) -> None:
             "others were given. Leave them out, or begin a new run."
         )
     check_settings(config)
+    if resumed is None and (source := getattr(config, "init_from", None)) is not None:
+        open_run(Path(source))  # so that a wrong one leaves no run behind
     ranks = world()
     card = ranks.local_rank if ranks.size > 1 else None
     with using_device(getattr(config, "device", "cpu"), card):

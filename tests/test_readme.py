@@ -104,8 +104,14 @@ def test_tables_are_those_of_the_results(table: str) -> None:
 )
 def test_rows_of_tables_are_commands_that_exist(row: Any) -> None:
     name, *options = row.train.split()
-    pairs = " ".join(options).replace("--sampling-term", "--sampling-term True").split()
-    asked = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    asked: dict[str, str] = {}
+    for word in options:  # an option without a value is a switch
+        if word.startswith("--"):
+            option = word
+            asked[option] = "True"
+        else:
+            assert asked[option] == "True"
+            asked[option] = word
     module = EXPERIMENTS[name]
     config = module.PRESETS[asked.pop("--preset")] if "--preset" in asked else module.Config()
     for option, value in asked.items():

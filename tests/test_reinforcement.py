@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 import mamlnp as ml
 from mamlnp.cli import main
 from mamlnp.errors import DataError, DeviceError
-from mamlnp.experiments import EXPERIMENTS, loop, nav2d, reinforcement
+from mamlnp.experiments import EXPERIMENTS, command, loop, nav2d, reinforcement
 from mamlnp.experiments.locomotion import ROBOTS
 from mamlnp.rl.envs import locomotion
 from mamlnp.rl.maml_rl import Learner, MetaPolicy, flat
@@ -166,6 +167,38 @@ def test_every_way_trains_and_is_scored(how: Any, methods: set[str], tmp_path: P
     if config.baseline == "oracle":
         assert {row.steps for row in table} == {0}
     assert "kl" in metrics(run)[0] or config.meta_optimizer == "adam"
+
+
+def test_a_run_can_begin_from_anothers_parameters(tmp_path: Path) -> None:
+    first = trained(tmp_path / "first")
+    still = dataclasses.replace(
+        NAV, meta_optimizer="adam", meta_lr=1e-30, init_from=f"{first.path}", seed=NAV.seed + 1
+    )
+    second = trained(tmp_path / "second", still)
+    begun, left = (flat(loop.best_state(run).state["params"]) for run in (second, first))
+    assert np.array_equal(begun, left)
+    assert f"--init-from {first.path}" in command(second)
+
+    # It goes on by itself, without the run that it began from.
+    shutil.rmtree(first.path)
+    further = dataclasses.replace(still, meta_iterations=NAV.meta_iterations + 1)
+    nav2d.train(further, second, nav2d.load(further), resume=True)
+    assert second.load().iteration == further.meta_iterations
+
+
+def test_a_beginning_of_another_network_is_refused(tmp_path: Path) -> None:
+    oracle = trained(tmp_path / "oracle", dataclasses.replace(NAV, baseline="oracle"))
+    config = dataclasses.replace(NAV, init_from=f"{oracle.path}")
+    with pytest.raises(DataError, match=r"--init-from .*oracle: .* not .* Pass a run of nav2d"):
+        trained(tmp_path / "run", config)
+
+
+def test_a_beginning_that_is_no_run_leaves_no_run(tmp_path: Path, capsys: Any) -> None:
+    out, none = tmp_path / "run", tmp_path / "none"
+    with pytest.raises(SystemExit):
+        main(["train", "nav2d", *SMALL.split(), "--init-from", f"{none}", "--out", f"{out}"])
+    assert f"{none}: there is no such folder" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_sampling_term_of_no_second_derivatives_is_refused() -> None:

@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from .. import optim, plots
+from .. import optim, plots, tree
 from ..errors import DataError
 from ..ranks import Ranks, world
 from ..rl.agent import Agent
@@ -22,7 +23,7 @@ from ..rl.envs import ENVIRONMENTS, Environment
 from ..rl.maml_rl import Learner, MetaPolicy, meta_step, per_task
 from ..rl.policy import Policy
 from ..rl.rollout import Sampler, Transitions
-from ..runs import CHECKPOINT, Run
+from ..runs import CHECKPOINT, Run, open_run
 from ..tasks import counted_rng
 from . import loop
 from .scores import Row, as_table, rows
@@ -45,6 +46,7 @@ class Config:
     Attributes:
         baseline: train a baseline instead of MAML: "pretrained" is one policy for all tasks
             together, fine-tuned on each; "oracle" one that observes the task.
+        init_from: a run's folder, whose parameters training begins from instead of random ones.
         meta_iterations: outer steps.
         meta_batch_size: tasks an outer step.
         rollouts: a task, before every inner step and after the last.
@@ -71,6 +73,7 @@ class Config:
     """
 
     baseline: Literal["pretrained", "oracle"] | None = None
+    init_from: str | None = None
     meta_iterations: int = 500
     meta_batch_size: int = 40
     rollouts: int = 20
@@ -119,6 +122,8 @@ class Config:
             "split": "fresh tasks each meta-iteration; test tasks of another stream",
             "seed": self.seed,
         }
+        if self.init_from:
+            facts["begins from"] = self.init_from
         if self.baseline:
             facts["meta-gradient"] = f"none: baseline {self.baseline}"
             facts["inner loop"] = "none in training"
@@ -145,6 +150,26 @@ def load(config: Config) -> Environment:
         )
     found = ENVIRONMENTS[config.environment]
     found.make(1, 1)
+    return found
+
+
+def _first_params(config: Config, policy: Policy) -> Any:
+    """theta to begin with: random, or another run's.
+
+    Raises:
+        DataError: that is no run, or of another network.
+    """
+    params = policy.init(rng=counted_rng(config.seed, "init"))
+    if config.init_from is None:
+        return params
+    run = open_run(Path(config.init_from))
+    found = loop.best_state(run).state["params"]
+    shapes = [{path: leaf.shape for path, leaf in tree.items(p)} for p in (found, params)]
+    if shapes[0] != shapes[1]:
+        raise DataError(
+            f"--init-from {run.path}: is a run of {run.experiment}, whose parameters have the "
+            f"shapes {shapes[0]}, not {shapes[1]}. Pass a run of {config.environment}."
+        )
     return found
 
 
@@ -180,7 +205,7 @@ def train(config: Config, run: Run, environment: Environment, *, resume: bool = 
     learner = _learner(config, policy, ranks)
 
     def init() -> dict[str, Any]:
-        params = policy.init(rng=counted_rng(config.seed, "init"))
+        params = _first_params(replace(config, init_from=None) if resume else config, policy)
         plain = config.meta_optimizer == "adam"
         return {"params": params, "opt": optim.adam(config.meta_lr).init(params) if plain else {}}
 
