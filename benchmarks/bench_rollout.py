@@ -238,7 +238,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         "bare physics": bare,
         "sampler": lambda: sampler.sample(thetas, tasks, rng=rng),
         "policy": act,
-        "advantages": lambda: learner.experience(before),
+        "advantages": lambda: learner.support(before),
         "inner gradients": lambda: learner.adapt(thetas, support),
         "meta-gradient": lambda: learner._gradient(params, episodes),
         "product": lambda: learner._product((params, params), episodes),

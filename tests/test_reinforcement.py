@@ -156,6 +156,7 @@ def test_navigation_learns(tmp_path: Path) -> None:
         ({"meta_optimizer": "adam"}, {"MAML", "paper MAML"}),
         ({"first_order": True}, {"MAML", "paper MAML"}),
         ({"sampling_term": True}, {"MAML", "paper MAML"}),
+        ({"gae_lambda": 0.97, "inner_gae_lambda": 0.8}, {"MAML", "paper MAML"}),
         ({"eager": False}, {"MAML", "paper MAML"}),
     ],
 )
@@ -248,6 +249,9 @@ def test_an_agent_adapts_and_acts(cheetah: Any) -> None:
     again = agent.adapt([1.0], rng=np.random.default_rng(0))
     assert (flat(adapted.params) == flat(again.params)).all()
     assert (flat(adapted.params) != flat(agent.params)).any()
+    short = dataclasses.replace(agent, inner_gae_lambda=0.5)
+    shorter = short.adapt(1.0, rng=np.random.default_rng(0))
+    assert (flat(shorter.params) != flat(adapted.params)).any()
     assert agent.act(np.zeros(20)).shape == (6,)
     assert agent.act(np.zeros((4, 20)), rng=np.random.default_rng(0)).shape == (4, 6)
 

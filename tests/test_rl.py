@@ -565,6 +565,26 @@ def test_one_iteration_of_algorithm_3_on_navigation() -> None:
             assert (update.report is None) == (optimizer is not None)
 
 
+def test_each_loop_has_a_lambda_of_its_own() -> None:
+    policy = Policy(2, 2, hidden=(8,))
+    sampler, tasks = Sampler(policy, ENVIRONMENTS["nav2d"].make(12, None), 4), np.eye(3, 2)
+    params = policy.init(rng=rng())
+
+    def iteration(**lambdas: float) -> tuple[np.ndarray, np.ndarray]:
+        learner = Learner(MetaPolicy(policy, 0.1), **lambdas)  # type: ignore[arg-type]
+        update, seen = meta_step(learner, sampler, params, {}, tasks, inner_steps=1, rng=rng(1))
+        return flat(update.params), seen[-1].rewards
+
+    theta, adapted = iteration(gae_lambda=0.5)
+    for same, as_asked in zip(
+        (theta, adapted), iteration(gae_lambda=0.5, inner_gae_lambda=0.5), strict=True
+    ):
+        assert np.array_equal(same, as_asked)
+    assert not np.array_equal(iteration(gae_lambda=0.5, inner_gae_lambda=1.0)[1], adapted)
+    outer, still = iteration(gae_lambda=1.0, inner_gae_lambda=0.5)
+    assert np.array_equal(still, adapted) and not np.array_equal(outer, theta)
+
+
 # ---- TRPO
 
 

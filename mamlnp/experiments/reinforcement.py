@@ -65,6 +65,7 @@ class Config:
         meta_lr: of Adam.
         discount: gamma.
         gae_lambda: of generalised advantage estimation.
+        inner_gae_lambda: the same, of the inner loop; gae_lambda if not given.
         validate_every: meta-iterations from one checkpoint to the next. The last parameters are the
             result: one meta-iteration's returns are too noisy to choose by.
         threads: how many run at once; as many as there are cores if not given.
@@ -88,6 +89,7 @@ class Config:
     meta_lr: float = 1e-3
     discount: float = 0.99
     gae_lambda: float = 1.0
+    inner_gae_lambda: float | None = None
     validate_every: int = 10
     threads: int | None = None
     eager: bool = False
@@ -190,6 +192,7 @@ def _learner(config: Config, policy: Policy, ranks: Ranks | None = None) -> Lear
         curvature_tasks=config.curvature_tasks,
         discount=config.discount,
         gae_lambda=config.gae_lambda,
+        inner_gae_lambda=config.inner_gae_lambda,
         threads=config.threads,
         compiled=not config.eager,
         ranks=ranks,
@@ -288,7 +291,7 @@ def adapted_returns(
         for lr in (*lrs, None):
             episodes.append(sampler.sample(thetas, padded, rng=rng))
             if lr is not None:
-                thetas = learner.adapt(thetas, learner.experience(episodes[-1]), lr)
+                thetas = learner.adapt(thetas, learner.support(episodes[-1]), lr)
         seen(episodes)
         parts.append(np.stack([e.returns()[: len(here)] for e in episodes]))
     return np.concatenate(parts, axis=1)
@@ -308,7 +311,7 @@ def tuned_lrs(
     thetas, lrs = per_task(params, len(tasks)), list[float]()
     episodes = sampler.sample(thetas, tasks, rng=counted_rng(TEST_SEED, "validation", 1))
     for step in range(TEST_STEPS):
-        batch, here, most = learner.experience(episodes), thetas, -np.inf
+        batch, here, most = learner.support(episodes), thetas, -np.inf
         for lr in [share * lrs[0] for share in LATER_SHARES] if step else firsts:
             adapted = learner.adapt(here, batch, lr)
             rng = counted_rng(TEST_SEED, "validation", step + 2)
@@ -443,6 +446,7 @@ def learner(config: Config, params: Any, about: dict[str, Any] | None = None) ->
         rollouts=config.eval_rollouts,
         discount=config.discount,
         gae_lambda=config.gae_lambda,
+        inner_gae_lambda=config.inner_gae_lambda,
         told=config.baseline == "oracle",
         about=about or {},
     )

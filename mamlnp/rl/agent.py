@@ -25,7 +25,7 @@ class Agent:
         environment: its name, such as "nav2d" or "ant-dir".
         inner_lr: alpha.
         rollouts: before each inner step.
-        discount, gae_lambda: of the advantages.
+        discount, gae_lambda, inner_gae_lambda: of the advantages, as in training.
         told: whether the policy observes the task too, after what the environment gives.
         about: where it comes from: experiment, settings, scores.
     """
@@ -37,6 +37,7 @@ class Agent:
     rollouts: int
     discount: float = 0.99
     gae_lambda: float = 1.0
+    inner_gae_lambda: float | None = None
     told: bool = False
     about: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -78,10 +79,11 @@ class Agent:
             MetaPolicy(self.network, self.inner_lr),
             discount=self.discount,
             gae_lambda=self.gae_lambda,
+            inner_gae_lambda=self.inner_gae_lambda,
         )
         goal = np.reshape(np.asarray(task, np.float64), (1, simulations.task_size))
         thetas = per_task(self.params, 1)
         for step in range(inner_steps):
-            batch = learner.experience(sampler.sample(thetas, goal, rng=rng))
+            batch = learner.support(sampler.sample(thetas, goal, rng=rng))
             thetas = learner.adapt(thetas, batch, self.inner_lr / (2 if step else 1))
         return replace(self, params=tree.map(lambda leaf: leaf[0], thetas))

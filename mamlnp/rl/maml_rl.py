@@ -181,7 +181,10 @@ class Learner:
         max_divergence: the trust region: mean KL of the adapted policies, in nats.
         curvature_tasks: how many of the tasks the divergence's Hessian is taken from, which decides
             the first step tried; whether one is taken is decided on all. All if not given.
-        discount, gae_lambda: of the advantages.
+        discount: of the advantages.
+        gae_lambda: of the advantages that the meta-update learns from.
+        inner_gae_lambda: of those that inner steps learn from; gae_lambda if not given. Short of 1
+            a step has less of the episodes' chance, and what it is biased by, the meta-update sees.
         threads: how many run at once; as many as there are cores if not given.
         compiled: replay plans instead of running operation by operation.
         ranks: the processes that share each meta-batch; each is given its own tasks, and all come
@@ -197,6 +200,7 @@ class Learner:
         curvature_tasks: int | None = None,
         discount: float = 0.99,
         gae_lambda: float = 1.0,
+        inner_gae_lambda: float | None = None,
         threads: int | None = None,
         compiled: bool = True,
         ranks: Ranks | None = None,
@@ -207,16 +211,21 @@ class Learner:
         self.meta, self._optimizer, self._max_divergence = meta, optimizer, max_divergence
         self._ranks = ranks or Ranks()
         self._curvature_tasks = curvature_tasks and max(1, curvature_tasks // self._ranks.size)
-        self._returns = {"discount": discount, "gae_lambda": gae_lambda}
+        self._discount, self._lambda = discount, gae_lambda
+        self._inner_lambda = gae_lambda if inner_gae_lambda is None else inner_gae_lambda
         self._adapted = over(lambda lr, task: meta.descend(*task, lr=lr))
         self._acting = over(lambda _, task: meta.policy.distribution(*task))
         self._surrogate = over(meta.surrogate)
         self._gradient = over(meta.meta_gradient)
         self._product = over(meta.divergence_product)
 
-    def experience(self, episodes: Transitions) -> Experience:
-        """What episodes teach, by this learner's discount."""
-        return episodes.experience(**self._returns)
+    def support(self, episodes: Transitions) -> Experience:
+        """What an inner step learns from episodes."""
+        return episodes.experience(discount=self._discount, gae_lambda=self._inner_lambda)
+
+    def query(self, episodes: Transitions) -> Experience:
+        """What the meta-update learns from episodes."""
+        return episodes.experience(discount=self._discount, gae_lambda=self._lambda)
 
     def adapt(self, params: Params, batch: Experience, lr: float | None = None) -> Params:
         """Every task's own theta after one inner step (line 7), leaves (T, ...)."""
@@ -316,13 +325,12 @@ def meta_step(
     thetas = per_task(params, len(tasks))
     seen: list[Transitions] = []
     support: list[Experience] = []
-    while True:
-        seen.append(sampler.sample(thetas, tasks, rng=rng))  # lines 5 and 8
-        batch = learner.experience(seen[-1])
-        if len(support) == inner_steps:
-            break
-        support.append(batch)
-        thetas = learner.adapt(thetas, batch)  # lines 6 and 7
+    for _ in range(inner_steps):
+        seen.append(sampler.sample(thetas, tasks, rng=rng))  # line 5
+        support.append(learner.support(seen[-1]))
+        thetas = learner.adapt(thetas, support[-1])  # lines 6 and 7
+    seen.append(sampler.sample(thetas, tasks, rng=rng))  # line 8
+    batch = learner.query(seen[-1])
     query = Query(batch, learner.acting(thetas, batch))
     return learner.update(params, state, Episodes(tuple(support), query)), seen  # line 10
 
