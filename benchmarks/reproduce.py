@@ -230,14 +230,24 @@ TABLES: dict[str, list[Row]] = {
         pretrained=f"{QUICK} --meta-batch-size 20 --meta-iterations 150",
         oracle=f"{QUICK} --meta-batch-size 20 --meta-iterations 200",
     ),
-    "ant-dir": policies(
-        "ant-dir",
-        " --max-kl 0.02 --gae-lambda 0.95 --meta-batch-size 20 --curvature-tasks 8"
-        " --meta-iterations 584",
-        seeds=(1,),
-        pretrained=f"{QUICK} --meta-batch-size 20 --meta-iterations 150",
-        oracle=f"{QUICK} --meta-batch-size 20 --meta-iterations 200",
-    ),
+    "ant-dir": [
+        *policies(
+            "ant-dir",
+            " --max-kl 0.02 --gae-lambda 0.95 --meta-batch-size 20 --curvature-tasks 8"
+            " --meta-iterations 584",
+            seeds=(1,),
+            pretrained=f"{QUICK} --meta-batch-size 20 --meta-iterations 150",
+            oracle=f"{QUICK} --meta-batch-size 20 --meta-iterations 200",
+        ),
+        Row(
+            "maml-continued",
+            "ant-dir, from there in first order with shorter inner steps",
+            "ant-dir --first-order --inner-lr 0.02 --inner-gae-lambda 0.8 --gae-lambda 0.97"
+            " --max-kl 0.05 --meta-batch-size 20 --curvature-tasks 8 --meta-iterations 600",
+            seeds=(1,),
+            begins="maml",
+        ),
+    ],
     "grocery84": [
         Row(
             "maml-5w1s",
@@ -476,7 +486,7 @@ def markdown(table: str, records: dict[str, Any]) -> str:
             notes = {r["method"]: r.get("note", "") for r in record["rows"]}
             for method, note in notes.items():
                 printed = method.startswith("paper ")
-                if printed and not first:
+                if printed and (row.begins or not first):
                     continue
                 ours = method == "MAML" or method == config["baseline"]
                 about = row.label if ours or shown is ACCURACIES else table
@@ -542,12 +552,13 @@ def draw(table: str, records: dict[str, Any]) -> None:
     with atomic_write(FIGURES / f"{table}.png") as partial:
         figure.savefig(partial)
     if shown is RETURNS and records:
-        first = [
-            records[key(row, seed, "transductive")]
+        rows = [
+            Score(**score | {"method": score["method"] + ", continued" * bool(row.begins)})
             for row in TABLES[table]
             for seed in seeds_done(row, records)[:1]
+            for score in records[key(row, seed, "transductive")]["rows"]
+            if not (row.begins and score["method"].startswith("paper "))
         ]
-        rows = [Score(**row) for record in first for row in record["rows"]]
         plots.returns_against_steps(FIGURES / f"{table}-steps.png", rows)
 
 
