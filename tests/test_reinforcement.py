@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -305,6 +307,14 @@ def test_a_film_needs_a_body(tmp_path: Path, capsys: Any) -> None:
     run = trained(tmp_path / "run")
     assert "has no body to film" in refused(["render", str(run.path)], capsys)
     assert "has no body to film" in refused(["render", "sine"], capsys)
+
+
+def test_a_renderer_that_there_is_not_is_one_line() -> None:
+    asked = {**os.environ, "MUJOCO_GL": "nonsense"}
+    command_line = [sys.executable, "-m", "mamlnp", "render", "ant-dir", "--out", "film.gif"]
+    found = subprocess.run(command_line, env=asked, capture_output=True, text=True, check=False)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1
+    assert "MUJOCO_GL=nonsense" in found.stderr and "Set it to egl" in found.stderr
 
 
 def test_without_mujoco_one_line_names_the_extra(

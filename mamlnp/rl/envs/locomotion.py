@@ -84,6 +84,7 @@ def _mujoco() -> Any:
 
     Raises:
         MissingPackageError: it is not installed.
+        DeviceError: what MUJOCO_GL asks it to draw with is not there.
     """
     if "DISPLAY" not in os.environ:  # no screen: nothing to open a window on
         os.environ.setdefault("MUJOCO_GL", "egl")
@@ -93,6 +94,11 @@ def _mujoco() -> Any:
         raise MissingPackageError(
             "mujoco: is needed by the cheetah and the ant, and is not installed. "
             "Run: pip install 'mamlnp[rl]'"
+        ) from error
+    except Exception as error:  # whatever the graphics libraries raise
+        raise DeviceError(
+            f"MUJOCO_GL={os.environ.get('MUJOCO_GL')}: mujoco does not start with it ({error}). "
+            "Set it to egl, or to disable, with which everything but render works."
         ) from error
     return mujoco
 
