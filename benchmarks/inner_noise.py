@@ -59,13 +59,12 @@ def measure(path: Path, asked: Options) -> list[dict[str, Any]]:
     told = config.baseline == "oracle"
     sampler = Sampler(policy, simulations, config.eval_rollouts, told=told)
     params = per_task(loop.best_state(run).state["params"], len(tasks))
-    twin = np.arange(len(tasks)) ^ 1
+    before, twin = sampler.sample(params, tasks, rng=rng(1)), np.arange(len(tasks)) ^ 1
     rows = []
     for gae_lambda in asked.lambdas or (config.inner_gae_lambda or config.gae_lambda,):
         learner = Learner(
             MetaPolicy(policy, config.inner_lr), discount=config.discount, gae_lambda=gae_lambda
         )
-        before = sampler.sample(params, tasks, rng=rng(1))
         for lr in asked.lrs or (config.inner_lr,):
             adapted = learner.adapt(params, learner.support(before), lr)
             after = sampler.sample(adapted, tasks, rng=rng(2))

@@ -241,7 +241,7 @@ TABLES: dict[str, list[Row]] = {
         ),
         Row(
             "maml-continued",
-            "ant-dir, from there in first order with shorter inner steps",
+            "ant-dir, continued in first order with shorter inner steps",
             "ant-dir --first-order --inner-lr 0.02 --inner-gae-lambda 0.8 --gae-lambda 0.97"
             " --max-kl 0.05 --meta-batch-size 20 --curvature-tasks 8 --meta-iterations 549",
             seeds=(1,),

@@ -118,3 +118,16 @@ def test_rows_of_tables_are_commands_that_exist(row: Any) -> None:
         field = option.removeprefix("--").replace("-", "_")
         assert str(getattr(config, field)) != value, f"{option} is the preset's already"
     assert set(row.batch_norms) <= set(BATCH_NORM)
+
+
+def test_a_row_that_begins_from_another_says_so_wherever_the_runs_are() -> None:
+    rows = {row.name: row for row in reproduce.TABLES["ant-dir"]}
+    first, then = rows["maml"], rows["maml-continued"]
+    words = reproduce.training(then, 1, Path("runs/ant-dir"))
+    assert words[words.index("--init-from") + 1] == "runs/ant-dir/maml-1"
+    kept = ROOT / "benchmarks" / "runs" / "ant-dir"
+    assert reproduce.made_by(kept / "maml-continued-1", then, 1)
+    assert not reproduce.made_by(kept / "maml-first-order-1", then, 1)
+    assert reproduce.made_by(kept / "maml-1", first, 1)
+    for table in reproduce.TABLES.values():
+        assert {row.begins for row in table} <= {"", *(row.name for row in table)}

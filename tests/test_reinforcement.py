@@ -172,6 +172,15 @@ def test_every_way_trains_and_is_scored(how: Any, methods: set[str], tmp_path: P
     assert "kl" in metrics(run)[0] or config.meta_optimizer == "adam"
 
 
+def test_the_inner_loops_lambda_reaches_training_and_the_agent(tmp_path: Path) -> None:
+    runs = [
+        trained(tmp_path / f"run{n}", dataclasses.replace(NAV, inner_gae_lambda=inner))
+        for n, inner in enumerate((None, 0.5))
+    ]
+    assert [ml.load(run.path).inner_gae_lambda for run in runs] == [None, 0.5]
+    assert len({metrics(run)[0]["after"] for run in runs}) == 2
+
+
 def test_a_run_can_begin_from_anothers_parameters(tmp_path: Path) -> None:
     first = trained(tmp_path / "first")
     still = dataclasses.replace(

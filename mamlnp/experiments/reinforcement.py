@@ -155,22 +155,19 @@ def load(config: Config) -> Environment:
     return found
 
 
-def _first_params(config: Config, policy: Policy) -> Any:
-    """theta to begin with: random, or another run's.
+def _params_of(source: str, expected: Any, environment: str) -> Any:
+    """theta of another run, to begin with.
 
     Raises:
         DataError: that is no run, or of another network.
     """
-    params = policy.init(rng=counted_rng(config.seed, "init"))
-    if config.init_from is None:
-        return params
-    run = open_run(Path(config.init_from))
+    run = open_run(Path(source))
     found = loop.best_state(run).state["params"]
-    shapes = [{path: leaf.shape for path, leaf in tree.items(p)} for p in (found, params)]
+    shapes = [{path: leaf.shape for path, leaf in tree.items(p)} for p in (found, expected)]
     if shapes[0] != shapes[1]:
         raise DataError(
             f"--init-from {run.path}: is a run of {run.experiment}, whose parameters have the "
-            f"shapes {shapes[0]}, not {shapes[1]}. Pass a run of {config.environment}."
+            f"shapes {shapes[0]}, not {shapes[1]}. Pass a run of {environment}."
         )
     return found
 
@@ -208,7 +205,9 @@ def train(config: Config, run: Run, environment: Environment, *, resume: bool = 
     learner = _learner(config, policy, ranks)
 
     def init() -> dict[str, Any]:
-        params = _first_params(replace(config, init_from=None) if resume else config, policy)
+        params = policy.init(rng=counted_rng(config.seed, "init"))
+        if config.init_from is not None and not resume:
+            params = _params_of(config.init_from, params, config.environment)
         plain = config.meta_optimizer == "adam"
         return {"params": params, "opt": optim.adam(config.meta_lr).init(params) if plain else {}}
 
