@@ -1,12 +1,13 @@
 """How far a gradient step takes a policy, and how much of that is its episodes' chance.
 
-    python benchmarks/inner_noise.py RUN ... [--lrs 0.1 0.03] [--lambdas 1 0.8] [--json FILE]
+    python benchmarks/inner_noise.py RUN ... [--lrs 0.1 0.03] [--lambdas 1 0.8] [--rollouts 20]
+        [--json FILE]
 
 At a run's parameters every task is learned twice, each time from episodes of its own, by an inner
-step of every size and every lambda of the advantages asked for. Beside the return afterwards stand
-two divergences, in nats, on the episodes after the step: that of the adapted policy from the one
-before the step, and that from its twin, which learned the same task from other episodes. The second
-is what chance alone makes of a policy.
+step of every size and every lambda of the advantages asked for, from as many episodes as asked for.
+Beside the return afterwards stand two divergences, in nats, on the episodes after the step: that of
+the adapted policy from the one before the step, and that from its twin, which learned the same task
+from other episodes. The second is what chance alone makes of a policy.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Options:
         runs: folders of trainings of policies.
         lrs: step sizes; the run's own if none is given.
         lambdas: of the advantages that the step learns from; the run's own if none is given.
+        rollouts: episodes of a task, before the step and after; the run's own if not given.
         pairs: of tasks, the same task twice.
         json: write the rows here too.
     """
@@ -44,6 +46,7 @@ class Options:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     lrs: tuple[float, ...] = ()
     lambdas: tuple[float, ...] = ()
+    rollouts: int | None = None
     pairs: int = 20
     json: Path | None = None
 
@@ -55,9 +58,10 @@ def measure(path: Path, asked: Options) -> list[dict[str, Any]]:
     policy = reinforcement.policy_of(config, environment)
     spread = environment.spread_tasks or (lambda n: environment.sample_tasks(n, rng(0)))
     tasks = np.repeat(spread(asked.pairs), 2, axis=0)
-    simulations = environment.make(len(tasks) * config.eval_rollouts, config.threads)
+    rollouts = asked.rollouts or config.eval_rollouts
+    simulations = environment.make(len(tasks) * rollouts, config.threads)
     told = config.baseline == "oracle"
-    sampler = Sampler(policy, simulations, config.eval_rollouts, told=told)
+    sampler = Sampler(policy, simulations, rollouts, told=told)
     params = per_task(loop.best_state(run).state["params"], len(tasks))
     before, twin = sampler.sample(params, tasks, rng=rng(1)), np.arange(len(tasks)) ^ 1
     rows = []
@@ -75,6 +79,7 @@ def measure(path: Path, asked: Options) -> list[dict[str, Any]]:
                 {
                     "run": f"{path.parent.name}/{path.name}",
                     "iterations": run.load().iteration,
+                    "rollouts": rollouts,
                     "lr": lr,
                     "gae_lambda": gae_lambda,
                     "returns": float(returns.mean()),
@@ -84,9 +89,9 @@ def measure(path: Path, asked: Options) -> list[dict[str, Any]]:
                 }
             )
             print(
-                "{run:26} lambda {gae_lambda:<4g} step {lr:<5g} return {returns:7.1f} +- "
-                "{ci95:4.1f}   nats from before {from_before:6.2f}, from twin "
-                "{from_twin:6.2f}".format(**rows[-1]),
+                "{run:26} {rollouts:3} episodes  lambda {gae_lambda:<4g} step {lr:<5g} "
+                "return {returns:7.1f} +- {ci95:4.1f}   nats from before {from_before:6.2f}, "
+                "from twin {from_twin:6.2f}".format(**rows[-1]),
                 flush=True,
             )
     return rows
