@@ -239,13 +239,38 @@ TABLES: dict[str, list[Row]] = {
             pretrained=f"{QUICK} --meta-batch-size 20 --meta-iterations 150",
             oracle=f"{QUICK} --meta-batch-size 20 --meta-iterations 200",
         ),
-        Row(
-            "maml-continued",
-            "ant-dir, continued in first order with shorter inner steps",
-            "ant-dir --first-order --inner-lr 0.02 --inner-gae-lambda 0.8 --gae-lambda 0.97"
-            " --max-kl 0.05 --meta-batch-size 20 --curvature-tasks 8 --meta-iterations 549",
-            seeds=(1,),
-            begins="maml",
+        *(
+            Row(
+                f"maml-part{part}",
+                f"ant-dir, part {part} of 4, {outer}",
+                f"ant-dir {options} --inner-gae-lambda 0.3 --gae-lambda 0.97 --meta-batch-size 20"
+                " --validate-every 5",
+                seeds=(2,),
+                begins=f"maml-part{part - 1}" if part > 1 else "",
+            )
+            for part, (outer, options) in enumerate(
+                (
+                    (
+                        "Adam, step 0.001",
+                        "--meta-optimizer adam --sampling-term --meta-iterations 228",
+                    ),
+                    (
+                        "Adam, step 0.0003",
+                        "--meta-optimizer adam --meta-lr 0.0003 --sampling-term --inner-lr 0.05"
+                        " --meta-iterations 139",
+                    ),
+                    (
+                        "Adam, step 0.0001",
+                        "--meta-optimizer adam --meta-lr 0.0001 --sampling-term --inner-lr 0.03"
+                        " --meta-iterations 43",
+                    ),
+                    (
+                        "TRPO",
+                        "--inner-lr 0.03 --max-kl 0.05 --curvature-tasks 8 --meta-iterations 999",
+                    ),
+                ),
+                1,
+            )
         ),
     ],
     "grocery84": [
@@ -476,7 +501,7 @@ def markdown(table: str, records: dict[str, Any]) -> str:
             record = records.get(key(row, seed, batch_norm))
             if record is None:
                 continue
-            config, first = record["config"], seed == seeds_done(row, records)[0]
+            config = record["config"]
             machine = "{cpu}, Python {python}, NumPy {numpy}, {blas} {blas_architecture}".format(
                 **trained_with(record)
             )
@@ -486,11 +511,11 @@ def markdown(table: str, records: dict[str, Any]) -> str:
             notes = {r["method"]: r.get("note", "") for r in record["rows"]}
             for method, note in notes.items():
                 printed = method.startswith("paper ")
-                if printed and (row.begins or not first):
-                    continue
                 ours = method == "MAML" or method == config["baseline"]
                 about = row.label if ours or shown is ACCURACIES else table
                 label = f"{method}, {about}"
+                if printed and any(line.startswith(f"| {label} ") for line in lines):
+                    continue
                 label += f" ({note})" if note else ""
                 if batch_norm != "transductive":
                     label += f", batch norm {batch_norm}"
@@ -503,6 +528,16 @@ def markdown(table: str, records: dict[str, Any]) -> str:
     numbered = "; ".join(f"({number}) {machine}" for machine, number in machines.items())
     lines += ["", f"Machines: {numbered}."]
     return "\n".join(lines) + "\n"
+
+
+def part(table: str, row: Row) -> str:
+    """What tells apart the rows of one training in parts, ", part 2" of the first that begins from
+    another's run; nothing of a training that is whole."""
+    before = {each.name: each.begins for each in TABLES[table]}
+    number, name = 1, row.name
+    while name := before[name]:
+        number += 1
+    return f", part {number}" if row.begins or row.name in before.values() else ""
 
 
 def seeds_done(row: Row, records: dict[str, Any]) -> list[int]:
@@ -552,14 +587,14 @@ def draw(table: str, records: dict[str, Any]) -> None:
     with atomic_write(FIGURES / f"{table}.png") as partial:
         figure.savefig(partial)
     if shown is RETURNS and records:
-        rows = [
-            Score(**score | {"method": score["method"] + ", continued" * bool(row.begins)})
-            for row in TABLES[table]
-            for seed in seeds_done(row, records)[:1]
-            for score in records[key(row, seed, "transductive")]["rows"]
-            if not (row.begins and score["method"].startswith("paper "))
-        ]
-        plots.returns_against_steps(FIGURES / f"{table}-steps.png", rows)
+        rows: dict[tuple[str, int], Score] = {}
+        for row in TABLES[table]:
+            for seed in seeds_done(row, records)[:1]:
+                for score in records[key(row, seed, "transductive")]["rows"]:
+                    ours = not score["method"].startswith("paper ")
+                    method = score["method"] + part(table, row) * ours
+                    rows[method, score["steps"]] = Score(**score | {"method": method})
+        plots.returns_against_steps(FIGURES / f"{table}-steps.png", list(rows.values()))
 
 
 if __name__ == "__main__":

@@ -122,12 +122,15 @@ def test_rows_of_tables_are_commands_that_exist(row: Any) -> None:
 
 def test_a_row_that_begins_from_another_says_so_wherever_the_runs_are() -> None:
     rows = {row.name: row for row in reproduce.TABLES["ant-dir"]}
-    first, then = rows["maml"], rows["maml-continued"]
-    words = reproduce.training(then, 1, Path("runs/ant-dir"))
-    assert words[words.index("--init-from") + 1] == "runs/ant-dir/maml-1"
+    first, then = rows["maml-part1"], rows["maml-part2"]
+    words = reproduce.training(then, 2, Path("runs/ant-dir"))
+    assert words[words.index("--init-from") + 1] == "runs/ant-dir/maml-part1-2"
     kept = ROOT / "benchmarks" / "runs" / "ant-dir"
-    assert reproduce.made_by(kept / "maml-continued-1", then, 1)
-    assert not reproduce.made_by(kept / "maml-first-order-1", then, 1)
-    assert reproduce.made_by(kept / "maml-1", first, 1)
+    assert reproduce.made_by(kept / "maml-part2-2", then, 2)
+    assert not reproduce.made_by(kept / "maml-part3-2", then, 2)
+    assert reproduce.made_by(kept / "maml-part1-2", first, 2)
+    parts = {name: reproduce.part("ant-dir", row) for name, row in rows.items()}
+    assert parts["maml"] == parts["oracle"] == ""
+    assert [parts[f"maml-part{n}"] for n in (1, 2, 3)] == [", part 1", ", part 2", ", part 3"]
     for table in reproduce.TABLES.values():
         assert {row.begins for row in table} <= {"", *(row.name for row in table)}
