@@ -49,7 +49,7 @@ from .backend import using_device
 from .backend.generated import cache_folder
 from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
 from .errors import DataError, DeviceError, GradientError, MissingPackageError
-from .experiments import EXPERIMENTS, PLACES, command, experiment, sine
+from .experiments import EXPERIMENTS, PLACES, command, experiment, reinforcement, sine
 from .experiments.loop import Interrupted, check_settings
 from .experiments.scores import as_records
 from .gradcheck import check_grads
@@ -389,14 +389,14 @@ def _train(name: str, options: list[str]) -> None:
             "others were given. Leave them out, or begin a new run."
         )
     check_settings(config)
-    if resumed is None and (source := getattr(config, "init_from", None)) is not None:
-        open_run(Path(source))  # so that a wrong one leaves no run behind
     ranks = world()
     card = ranks.local_rank if ranks.size > 1 else None
     with using_device(getattr(config, "device", "cpu"), card):
         data = module.load(config) if ranks.writes else None  # the first one makes the cache
         ranks.gathered(None)
         data = module.load(config) if data is None else data
+        if resumed is None and getattr(config, "init_from", None) is not None:
+            reinforcement.beginning(config, data)  # so that a wrong one leaves no run behind
         run = resumed or ranks.told(lambda: create_run(name, config, asked.run.out))
         if ranks.writes:
             facts = {**config.describe(), **versions(), "command": command(run), "run": run.path}

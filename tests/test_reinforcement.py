@@ -205,11 +205,16 @@ def test_a_beginning_of_another_network_is_refused(tmp_path: Path) -> None:
         trained(tmp_path / "run", config)
 
 
-def test_a_beginning_that_is_no_run_leaves_no_run(tmp_path: Path, capsys: Any) -> None:
+def test_a_beginning_that_does_not_fit_leaves_no_run(tmp_path: Path, capsys: Any) -> None:
     out, none = tmp_path / "run", tmp_path / "none"
     with pytest.raises(SystemExit):
         main(["train", "nav2d", *SMALL.split(), "--init-from", f"{none}", "--out", f"{out}"])
     assert f"{none}: there is no such folder" in capsys.readouterr().err
+    assert not out.exists()
+    oracle = trained(tmp_path / "oracle", dataclasses.replace(NAV, baseline="oracle"))
+    with pytest.raises(SystemExit):
+        main(["train", "nav2d", *SMALL.split(), "--init-from", f"{oracle.path}", "--out", f"{out}"])
+    assert "Pass a run of nav2d" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -155,19 +155,22 @@ def load(config: Config) -> Environment:
     return found
 
 
-def _params_of(source: str, expected: Any, environment: str) -> Any:
-    """theta of another run, to begin with.
+def beginning(config: Config, environment: Environment) -> Any:
+    """theta before training: random, or another run's.
 
     Raises:
         DataError: that is no run, or of another network.
     """
-    run = open_run(Path(source))
+    expected = policy_of(config, environment).init(rng=counted_rng(config.seed, "init"))
+    if config.init_from is None:
+        return expected
+    run = open_run(Path(config.init_from))
     found = loop.best_state(run).state["params"]
     shapes = [{path: leaf.shape for path, leaf in tree.items(p)} for p in (found, expected)]
     if shapes[0] != shapes[1]:
         raise DataError(
             f"--init-from {run.path}: is a run of {run.experiment}, whose parameters have the "
-            f"shapes {shapes[0]}, not {shapes[1]}. Pass a run of {environment}."
+            f"shapes {shapes[0]}, not {shapes[1]}. Pass a run of {config.environment}."
         )
     return found
 
@@ -205,9 +208,8 @@ def train(config: Config, run: Run, environment: Environment, *, resume: bool = 
     learner = _learner(config, policy, ranks)
 
     def init() -> dict[str, Any]:
-        params = policy.init(rng=counted_rng(config.seed, "init"))
-        if config.init_from is not None and not resume:
-            params = _params_of(config.init_from, params, config.environment)
+        # A resumed run goes on without the one that it began from, which may be gone.
+        params = beginning(replace(config, init_from=None) if resume else config, environment)
         plain = config.meta_optimizer == "adam"
         return {"params": params, "opt": optim.adam(config.meta_lr).init(params) if plain else {}}
 
