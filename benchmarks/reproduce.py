@@ -266,7 +266,7 @@ TABLES: dict[str, list[Row]] = {
                     ),
                     (
                         "TRPO",
-                        "--inner-lr 0.03 --max-kl 0.05 --curvature-tasks 8 --meta-iterations 999",
+                        "--inner-lr 0.03 --max-kl 0.05 --curvature-tasks 8 --meta-iterations 216",
                     ),
                 ),
                 1,
