@@ -309,14 +309,16 @@ def returns_against_steps(path: Path, table: Sequence[Row]) -> None:
     tasks = max(row.tasks for row in table)
     with _figure(path, 6.8, 4.2) as figure:
         axes = figure.subplots()
-        for name, colour in zip(methods, COLOURS, strict=False):
+        for n, name in enumerate(methods):
+            colour = COLOURS[n % len(COLOURS)]
+            line = ".-" if n < len(COLOURS) else ".--"  # so that no two look alike
             for method in (name, f"paper {name}"):
                 chosen = [row for row in table if row.method == method]
                 steps = [row.steps for row in chosen]
                 means = np.array([row.mean for row in chosen])
                 spread = np.array([row.ci95 for row in chosen])
                 if method == name:
-                    axes.plot(steps, means, ".-", color=colour, label=method)
+                    axes.plot(steps, means, line, color=colour, label=method)
                     axes.fill_between(
                         steps, means - spread, means + spread, color=colour, alpha=0.2
                     )

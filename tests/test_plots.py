@@ -146,6 +146,20 @@ def test_accuracy_against_steps(tmp_path, figures):
     assert axes.get_title(loc="left") == "split $a_; batch norm support"
 
 
+def test_returns_against_steps_shows_every_method(tmp_path, figures):
+    names = [f"MAML, part {n}" for n in range(1, len(plots.COLOURS) + 3)]
+    table = [row for name in names for row in rows(name, [0.0, 300.0])]
+    table += rows("paper MAML, part 1", [0.0, 434.0])
+    path = tmp_path / "returns.png"
+    plots.returns_against_steps(path, table)
+    assert_whole(path)
+    (axes,) = figures[0].axes
+    assert [line.get_label() for line in axes.lines] == [names[0], "paper MAML, part 1", *names[1:]]
+    ours = [line for line in axes.lines if not line.get_label().startswith("paper")]
+    assert len({(line.get_color(), line.get_linestyle()) for line in ours}) == len(names)
+    assert axes.lines[0].get_color() == axes.lines[1].get_color()
+
+
 @pytest.mark.parametrize("score", [0.2, 0.9999, 1.0])
 def test_labels_of_equal_lines_stay_apart(tmp_path, figures, score):
     table = [row for n in range(8) for row in rows(f"method {n}", [score] * 11, ci95=0.0)]
