@@ -52,7 +52,7 @@ class Row:
         seeds: one run each.
         paper: what the paper reports.
         others: what other implementations report.
-        begins: the row whose run of the same seed it begins from.
+        begins: the run that it begins from, such as maml-part1-2.
     """
 
     name: str
@@ -143,6 +143,56 @@ def policies(
         Row("oracle", name, f"{name}{oracle or maml} --baseline oracle"),
     ]
 
+
+# Of the ant's training towards a direction: seed, outer loop, options.
+ANT_PARTS = (
+    (
+        2,
+        "Adam, step 0.001",
+        "--meta-optimizer adam --sampling-term --gae-lambda 0.97 --meta-iterations 228",
+    ),
+    (
+        2,
+        "Adam, step 0.0003",
+        "--meta-optimizer adam --meta-lr 0.0003 --sampling-term --inner-lr 0.05 --gae-lambda 0.97"
+        " --meta-iterations 139",
+    ),
+    (
+        2,
+        "Adam, step 0.0001",
+        "--meta-optimizer adam --meta-lr 0.0001 --sampling-term --inner-lr 0.03 --gae-lambda 0.97"
+        " --meta-iterations 43",
+    ),
+    (
+        2,
+        "TRPO",
+        "--inner-lr 0.03 --max-kl 0.05 --curvature-tasks 8 --gae-lambda 0.97 --meta-iterations 260",
+    ),
+    (
+        2,
+        "Adam, step 0.0001",
+        "--meta-optimizer adam --meta-lr 0.0001 --inner-lr 0.03 --gae-lambda 0.97"
+        " --meta-iterations 67",
+    ),
+    (
+        3,
+        "Adam, step 0.0001, discount 0.995",
+        "--meta-optimizer adam --meta-lr 0.0001 --inner-lr 0.03 --gae-lambda 0.98"
+        " --discount 0.995 --meta-iterations 40",
+    ),
+    (
+        7,
+        "TRPO, discount 0.995",
+        "--inner-lr 0.03 --max-kl 0.05 --curvature-tasks 20 --gae-lambda 0.98 --discount 0.995"
+        " --meta-iterations 110",
+    ),
+    (
+        2,
+        "Adam, step 0.0001, discount 0.995",
+        "--meta-optimizer adam --meta-lr 0.0001 --inner-lr 0.03 --gae-lambda 0.98"
+        " --discount 0.995 --meta-iterations 86",
+    ),
+)
 
 TABLES: dict[str, list[Row]] = {
     "omniglot": [
@@ -242,35 +292,12 @@ TABLES: dict[str, list[Row]] = {
         *(
             Row(
                 f"maml-part{part}",
-                f"ant-dir, part {part} of 4, {outer}",
-                f"ant-dir {options} --inner-gae-lambda 0.3 --gae-lambda 0.97 --meta-batch-size 20"
-                " --validate-every 5",
-                seeds=(2,),
-                begins=f"maml-part{part - 1}" if part > 1 else "",
+                f"ant-dir, part {part} of {len(ANT_PARTS)}, {outer}",
+                f"ant-dir {options} --inner-gae-lambda 0.3 --meta-batch-size 20 --validate-every 5",
+                seeds=(seed,),
+                begins=f"maml-part{part - 1}-{ANT_PARTS[part - 2][0]}" if part > 1 else "",
             )
-            for part, (outer, options) in enumerate(
-                (
-                    (
-                        "Adam, step 0.001",
-                        "--meta-optimizer adam --sampling-term --meta-iterations 228",
-                    ),
-                    (
-                        "Adam, step 0.0003",
-                        "--meta-optimizer adam --meta-lr 0.0003 --sampling-term --inner-lr 0.05"
-                        " --meta-iterations 139",
-                    ),
-                    (
-                        "Adam, step 0.0001",
-                        "--meta-optimizer adam --meta-lr 0.0001 --sampling-term --inner-lr 0.03"
-                        " --meta-iterations 43",
-                    ),
-                    (
-                        "TRPO",
-                        "--inner-lr 0.03 --max-kl 0.05 --curvature-tasks 8 --meta-iterations 216",
-                    ),
-                ),
-                1,
-            )
+            for part, (seed, outer, options) in enumerate(ANT_PARTS, 1)
         ),
     ],
     "grocery84": [
@@ -400,7 +427,7 @@ def work(row: Row, seed: int, batch_norm: str, asked: Options) -> None:
 
 def training(row: Row, seed: int, runs: Path) -> list[str]:
     """What `mamlnp train` is given, where the table's runs are in a folder."""
-    begins = ["--init-from", f"{runs / f'{row.begins}-{seed}'}"] if row.begins else []
+    begins = ["--init-from", f"{runs / row.begins}"] if row.begins else []
     return [*row.train.split(), *begins, "--seed", f"{seed}"]
 
 
@@ -533,11 +560,12 @@ def markdown(table: str, records: dict[str, Any]) -> str:
 def part(table: str, row: Row) -> str:
     """What tells apart the rows of one training in parts, ", part 2" of the first that begins from
     another's run; nothing of a training that is whole."""
-    before = {each.name: each.begins for each in TABLES[table]}
-    number, name = 1, row.name
-    while name := before[name]:
+    before = {f"{each.name}-{seed}": each.begins for each in TABLES[table] for seed in each.seeds}
+    number, run = 1, f"{row.name}-{row.seeds[0]}"
+    inside = row.begins or run in before.values()
+    while run := before[run]:
         number += 1
-    return f", part {number}" if row.begins or row.name in before.values() else ""
+    return f", part {number}" if inside else ""
 
 
 def seeds_done(row: Row, records: dict[str, Any]) -> list[int]:

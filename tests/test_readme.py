@@ -133,4 +133,5 @@ def test_a_row_that_begins_from_another_says_so_wherever_the_runs_are() -> None:
     assert parts["maml"] == parts["oracle"] == ""
     assert [parts[f"maml-part{n}"] for n in (1, 2, 3)] == [", part 1", ", part 2", ", part 3"]
     for table in reproduce.TABLES.values():
-        assert {row.begins for row in table} <= {"", *(row.name for row in table)}
+        runs = {f"{row.name}-{seed}" for row in table for seed in row.seeds}
+        assert {row.begins for row in table} <= {"", *runs}
