@@ -590,20 +590,20 @@ def draw(table: str, records: dict[str, Any]) -> None:
     shown = measure(table)
     figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for row in TABLES[table]:
-        colour = None
-        for seed in seeds_done(row, records):
+    done = [(row, seeds) for row in TABLES[table] if (seeds := seeds_done(row, records))]
+    for n, (row, seeds) in enumerate(done):
+        for seed in seeds:
             record = records[key(row, seed, "transductive")]
             iterations, values = zip(*record["curve"], strict=True)
             label = f"{record['config'].get('baseline') or 'MAML'}, {row.label}"
-            (line,) = axes.plot(
+            axes.plot(
                 iterations,
                 [shown.scale * v for v in values],
-                color=colour,
-                label=label if colour is None else None,
+                "-" if n < 10 else "--",  # there are ten colours
+                color=f"C{n % 10}",
+                label=label if seed == seeds[0] else None,
                 lw=1.2,
             )
-            colour = line.get_color()
     axes.set(
         xlabel="meta-iterations",
         ylabel=shown.label,
