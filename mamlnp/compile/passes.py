@@ -473,7 +473,9 @@ LINEAR = ("reshape", "transpose", "fold")
 
 
 def _accumulating(graph: Graph) -> Rule:
-    """a b + c d in two products and no sum; f(a) + f(b) as f(a + b) where f is linear."""
+    """a b + c d in two products and no sum; f(a) + f(b) as f(a + b) where f is linear.
+
+    What is used again is left alone: it would be computed twice, or copied (see plan.Plan)."""
     uses = Counter(a.number for node in graph.nodes() for a in node.nodes)
     uses.update(x.number for x in graph.outputs)
     once = {node.number for node in graph.nodes() if uses[node.number] == 1}
@@ -492,21 +494,18 @@ def _accumulating(graph: Graph) -> Rule:
 
 
 def _summed(once: set[int], a: Node, b: Node, node: Node) -> Node:
-    """The node that a + b is, where once are the nodes that are used once."""
+    """The node that a + b is, where once are the nodes that are used once, here or in what was made
+    here; how often a + b itself is used, only its caller knows."""
     if a.op == b.op in LINEAR and a.params == b.params and {a.number, b.number} <= once:
         inner = a.args[0]
         if inner.shape == b.args[0].shape and inner.dtype == b.args[0].dtype:
             apart = elementwise("add", (), inner.shape, inner.dtype)
             joined = _summed(once, inner, b.args[0], apart)
             once.add(joined.number)
-            made = like(a, (joined,))
-            once.add(made.number)
-            return made
+            return like(a, (joined,))
     if a.op not in PRODUCTS or a.number not in once or len(a.args) == 3:
         a, b = b, a
     sums = a.op in PRODUCTS and a.number in once and len(a.args) == 2
     if sums and b.op in (*PRODUCTS, "fold") and b.number in once and a.shape == b.shape:
-        made = like(a, (*a.args, b))
-        once.add(made.number)
-        return made
+        return like(a, (*a.args, b))
     return like(node, (a, b))
