@@ -5,6 +5,9 @@ import pytest
 from test_compile import draws, equals_eager, ways
 
 import mamlnp as ml
+from mamlnp import grad
+from mamlnp.compile import passes
+from mamlnp.ops import linear
 
 
 def residual(p, x):
@@ -49,3 +52,18 @@ def test_a_sum_of_products_that_is_used_again_keeps_its_value(name, without):
         return USED_AGAIN[name](x @ a + x @ b, x, c, o)
 
     equals_eager(f, *draws(*[(4, 4)] * 5), without=without, scale=10.0)
+
+
+@pytest.mark.parametrize("lead", [(1, 3), (2, 1), (3,), (), (2, 3)])
+def test_large_windows_take_weights_that_serve_some_of_the_tasks(lead, monkeypatch):
+    monkeypatch.setattr(passes, "LARGEST_WINDOWS", 0)
+
+    def f(x, w):
+        def out(xw):
+            windows = linear.patches(xw[0], size=(3, 3), stride=1, padding=((0, 0), (0, 0)))
+            return ml.reshape(windows, (2, 3, 18, 18)) @ xw[1]
+
+        return out((x, w)), grad(lambda xw: (out(xw) ** 2).sum())((x, w))
+
+    calls = draws((2, 3, 2, 5, 5, 2), (*lead, 18, 4))
+    equals_eager(f, *calls, scale=100.0)

@@ -441,10 +441,14 @@ def convolutions(graph: Graph) -> Graph:
         large = found.size * found.dtype.itemsize > LARGEST_WINDOWS
         return found if large and x.shape == (*lead, n * rows * columns, length) else None
 
+    def one_stride(weights: Node, lead: Shape) -> bool:
+        """Do the kernels find the weights of every task: one for all, or each its own?"""
+        return math.prod(weights.shape[:-2]) in (1, math.prod(lead))
+
     def rule(node: Node, args: tuple[Any, ...]) -> Node:
         if node.op == "matmul":
             a, b = args
-            found = windows(a)
+            found = windows(a) if one_stride(b, node.shape[:-2]) else None
             if found is not None and node.shape[:-2] == found.shape[:-4]:
                 counts = {**found.params, "counts": found.shape[-3:-1]}
                 return Node("conv", (found.args[0], b), counts, node.shape, node.dtype)
@@ -460,6 +464,7 @@ def convolutions(graph: Graph) -> Graph:
                 and x.size * x.dtype.itemsize > LARGEST_WINDOWS
                 and product.shape[:-2] == node.shape[:-4] == product.args[0].shape[:-2]
                 and product.shape[-1] == x.shape[-1]
+                and one_stride(product.args[1], node.shape[:-4])
             ):
                 counts = {**node.params, "counts": x.shape[-3:-1]}
                 return Node("conv_images", product.args, counts, node.shape, node.dtype)
