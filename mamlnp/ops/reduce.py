@@ -181,14 +181,14 @@ def logsumexp(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
 def softmax(x: Any, axis: Axes = -1) -> Array:
     """exp(x) / sum(exp(x)) over the axes, without overflow; NaN beside infinity or NaN."""
     centred, _, steady, rest = _from_largest(as_array(x), axis)
-    return exp(centred) / where(steady, 1.0 + rest, math.nan)
+    return exp(centred) / ((1.0 + rest) * where(steady, 1.0, math.nan))
 
 
 def log_softmax(x: Any, axis: Axes = -1) -> Array:
     """x - logsumexp(x) over the axes, without overflow or cancellation; NaN beside infinity or
     NaN."""
     centred, _, steady, rest = _from_largest(as_array(x), axis)
-    return centred - where(steady, log1p(rest), math.nan)
+    return centred - log1p(rest) * where(steady, 1.0, math.nan)
 
 
 @answers(numpy=("norm",))
