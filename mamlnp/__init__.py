@@ -4,7 +4,8 @@ To read the code, follow the order in which each module imports only from those 
 
 ``errors``, ``backend`` (the seam to NumPy and numba), ``array`` (a value and how it was made),
 ``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``tree``, ``autodiff``
-(vjp, grad, hvp), ``compile`` (trace once, replay fast), ``losses``, ``optim``, ``nn``, ``tasks``,
+(vjp, grad, hvp), ``compile`` (trace once, replay fast), ``vmap`` (one
+example's function for all of them), ``losses``, ``optim``, ``nn``, ``tasks``,
 ``maml`` (Algorithms 1-3), ``ranks`` and ``parallel`` (a meta-batch over processes and threads),
 ``gradcheck``, ``checks``,
 ``runs``, ``plots``, ``learner`` (theta, ready to adapt), ``rl`` (Algorithm 3, and its
@@ -121,6 +122,7 @@ from .tasks import (
     omniglot,  # noqa: F401
     sinusoid,  # noqa: F401
 )
+from .vmap import vmap as vmap
 
 if TYPE_CHECKING:
     from . import initialisations
@@ -224,6 +226,7 @@ __all__ = [
     "value_and_grad",
     "var",
     "vjp",
+    "vmap",
     "where",
     "zeros_like",
 ]

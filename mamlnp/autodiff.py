@@ -385,7 +385,7 @@ def stop_gradient(x: Tree) -> Tree:
     >>> grad(lambda x: x * stop_gradient(x))(3.0)
     Array(3.)
     """
-    return tree.map(lambda leaf: Array(as_array(leaf).value), x)
+    return tree.map(lambda leaf: as_array(leaf).constant(), x)
 
 
 def _draw_rerun(d: Draw) -> Drawn:
@@ -420,6 +420,8 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
 
     def checkpointed(*args: Tree) -> Tree:
         arrays = [as_array(x) for x in tree.leaves(args)]
+        if any(getattr(x.value, "level", 0) for x in arrays):  # vmap, which keeps what is inside
+            return f(*args)
         empty = tree.map(lambda _: 0, args)
 
         def flat(*leaves: Array) -> Array:

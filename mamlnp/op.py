@@ -151,11 +151,11 @@ class Op:
                 return self.apply(tuple(map(_lift, args)), params)
         if mixed:
             values = self._unified(args, values)
-            native = next((v for v in values if _stands_for_one(v)), native)
+            native = max(filter(_stands_for_one, values), key=_level, default=native)
         xp = backend.default_namespace() if native is None else namespaces.get(native.__class__)
         try:
             if xp is None:  # not an array but what stands for one, and records what is done to it
-                value = native.apply(self, values, params)
+                value = native.apply(self, args, values, params)
             else:
                 value = self.forward(xp, *values, **params)
         except (ShapeError, DeviceError):
@@ -313,6 +313,11 @@ def describe(x: Any) -> str:
 def _stands_for_one(value: Any) -> bool:
     """Is it neither a native array nor a number (see compile/)?"""
     return value.__class__ not in namespaces and hasattr(value, "dtype")
+
+
+def _level(value: Any) -> int:
+    """How deep inside mapped functions it was made (see vmap); 0 in none."""
+    return value.level
 
 
 def as_array(x: Any) -> Array:

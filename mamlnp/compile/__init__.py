@@ -24,7 +24,7 @@ from ..op import as_array
 from . import host, passes
 from .fuse import settle, steps
 from .plan import BadDataError, Plan
-from .trace import Graph, Node, check_repeats, trace
+from .trace import Graph, check_repeats, trace
 
 Tree = Any
 
@@ -112,7 +112,7 @@ class Compiled:
         values = []
         for x in leaves:
             value = x.value
-            if x.serial or value.__class__ is Node:  # something differentiates, or traces
+            if x.serial or hasattr(value, "level"):  # something differentiates, traces or maps
                 return self._f(*args)
             in_order = value.flags.c_contiguous
             values.append(
