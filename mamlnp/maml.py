@@ -1,7 +1,8 @@
 """Model-agnostic meta-learning: Algorithms 1-3 of Finn, Abbeel, Levine 2017.
 
 ``loss(params, batch)`` gives one number a task, shape (T,): inputs carry a leading task axis, and
-so do the parameters once each task adapts its own copy. Losses are summed over tasks, never
+so do the parameters once each task adapts its own copy. A loss written for one task becomes such a
+one by :func:`mamlnp.vmap`. Losses are summed over tasks, never
 averaged, so that alpha means what it means in the paper.
 """
 
@@ -42,7 +43,8 @@ def task_losses(loss: Loss, params: Tree, batch: Tree) -> Array:
     if losses.shape != (tasks,):
         raise ShapeError(
             f"loss: returned {describe(losses)} for {tasks} tasks, not shape ({tasks},). "
-            "Reduce over each task's examples only; tasks are summed here."
+            "Reduce over each task's examples only (tasks are summed here), or write the loss for "
+            "one task and pass ml.vmap(loss)."
         )
     return losses
 
