@@ -42,7 +42,7 @@ from .autodiff import (
     vjp,
 )
 from .backend import to_device, to_host, using_device, using_kernels
-from .compile import compile as compile
+from .compile import compile as compile, debug_compile
 from .gradcheck import check_grads, check_hvp, check_meta_gradient
 from .op import debug_nans
 from .ops.elementwise import (
@@ -149,6 +149,7 @@ __all__ = [
     "conv2d",
     "cos",
     "div",
+    "debug_compile",
     "debug_nans",
     "dot",
     "einsum",

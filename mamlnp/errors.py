@@ -22,6 +22,10 @@ class CaptureError(RuntimeError):
     """A function does something that cannot be traced and replayed."""
 
 
+class CompileError(RuntimeError):
+    """What was compiled does not compute what it was compiled from."""
+
+
 class DeviceError(RuntimeError):
     """Arrays of different devices met, or a device is not there."""
 

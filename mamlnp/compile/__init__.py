@@ -2,8 +2,8 @@
 
 In reading order: ``trace`` (f runs once on Nodes, which makes a graph), ``passes`` (equal graphs
 that compute less), ``fuse`` (which operations share a loop, what is kept in memory), ``plan`` (the
-kernels and the memory of a replay), ``host`` and ``device`` (a replay on each of them). Nothing
-outside knows of this folder but who calls it.
+kernels and the memory of a replay), ``host`` and ``device`` (a replay on each of them); ``verify``
+holds each of them against the one before. Nothing outside knows of this folder but who calls it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from ..array import Array
 from ..backend.machine import advise, blas
 from ..errors import CaptureError, DeviceError
 from ..op import as_array
-from . import host, passes
+from . import host, passes, verify
 from .fuse import settle, steps
 from .plan import BadDataError, Plan
 from .trace import Graph, check_repeats, trace
+from .verify import debug_compile as debug_compile
 
 Tree = Any
 
@@ -51,8 +52,14 @@ class Traced:
         on_host = device == "cpu"
         libraries = not on_host or bool(blas().functions)  # whose products can be called
         self.counts = {"traced": made}
+        check = None
+        if verify.is_debugging():
+            arrays = [x.value for x in tree.leaves(args) if x.__class__ is Array]
+            check = verify.Passes(graph, arrays)
 
         def after(name: str, graph: Graph) -> Graph:
+            if check:
+                check(name, graph)
             self.counts[name] = sum(
                 x.op not in ("input", "constant", "fill") for x in graph.nodes()
             )
@@ -73,9 +80,13 @@ class Traced:
             graph = after("long products", passes.in_parts(graph))
             graph = after("wide reductions", passes.in_two_steps(graph))
         self.graph = settle(graph)
+        if check:
+            check("settling", self.graph)
         todo = steps(self.graph, fused="fusion" not in without, alike=not on_host)
         self.counts["fusion"] = len(todo)
         self.plan = Plan(self.graph, todo, products=libraries, reuse="memory" not in without)
+        if check:
+            verify.check_plan(self.plan)
         where = host if on_host else importlib.import_module(f"{__name__}.device")
         self._replay: Callable[[Plan], Any] = where.Replay
         self.replays: list[Any] = []
