@@ -22,6 +22,10 @@ class CaptureError(RuntimeError):
     """A function does something that cannot be traced and replayed."""
 
 
+class CompileError(RuntimeError):
+    """A compiled plan does not compute what its function does: a fault of the compiler's."""
+
+
 class DeviceError(RuntimeError):
     """Arrays of different devices met, or a device is not there."""
 
