@@ -92,7 +92,7 @@ def test_a_fault_of_no_one_pass_is_found_too(monkeypatch):
         return real(node, args) if node.op != "relu" else passes.like(node, args[:1]).args[0]
 
     monkeypatch.setattr(passes, "lower", wrong)
-    with pytest.raises(CompileError, match="No one pass makes the difference. Run the function wi"):
+    with pytest.raises(CompileError, match="No one pass makes the difference"):
         ml.compile(gradient)(*problem())
 
 
@@ -102,7 +102,7 @@ def test_a_meta_step_in_chunks_is_held_too(chunks, monkeypatch):
     optimizer = ml.optim.sgd(0.1)
     how = {"optimizer": optimizer, "chunks": chunks, "inner_lr": 0.1}
     plant(monkeypatch, "products", dtype=np.float32, output=1)
-    with pytest.raises(CompileError, match=r"compiled=False"):
+    with pytest.raises(CompileError, match="compiled=False"):
         parallel.meta_step(loss, **how)(params, optimizer.init(params), task)
     parallel.meta_step(loss, check=False, **how)(params, optimizer.init(params), task)
 
@@ -171,7 +171,7 @@ def test_a_function_too_large_to_run_eagerly_is_not_held(monkeypatch):
 def test_nan_is_nan_and_infinity_infinity():
     compiled = ml.compile(lambda x: (ml.log(x) * 2, ml.sqrt(x), x / 0.0))
     compiled(np.array([-1.0, 0.0, 1.0]))
-    assert told(compiled) == "held against eager: the largest difference is 0 of the tolerance"
+    assert told(compiled) == "held against eager: the largest difference is 0 of tolerance"
 
 
 def test_integers_have_to_be_the_same(monkeypatch):
@@ -223,7 +223,7 @@ def test_a_chaotic_descent_is_no_error(dtype):
     x = np.random.default_rng(0).uniform(size=(20, 1001)).astype(dtype)
     got, eager = compiled(x), f(ml.array(x))
     assert abs(got - eager).max().item() > 0.1
-    assert told(compiled).endswith("they differ as far as rounding moves f at these arguments")
+    assert told(compiled).endswith("they differ as far as rounding moves f there")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

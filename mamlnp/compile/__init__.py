@@ -145,9 +145,12 @@ class Compiled:
                 return
 
             def planned(graph: Graph, values: list[Any], without: Collection[str]) -> Any:
-                args, left_out = list(map(Array, values)), {*self._without, *without}
+                def again(*args: Array) -> list[Array]:
+                    return list(map(Array, mirror.anew(graph, [x.value for x in args])))
+
                 device = backend.device_of(values[0]) if values else backend.default_device()
-                return Traced(mirror.function_of(graph), args, left_out, device)(values)
+                left_out = {*self._without, *without}
+                return Traced(again, list(map(Array, values)), left_out, device)(values)
 
             used = [name for name in PASSES if name not in self._without]
             traced.held = mirror.held(
