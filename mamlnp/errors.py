@@ -23,7 +23,7 @@ class CaptureError(RuntimeError):
 
 
 class CompileError(RuntimeError):
-    """What was compiled does not compute what it was compiled from."""
+    """A compiled plan does not compute what its function does: a fault of the compiler's."""
 
 
 class DeviceError(RuntimeError):

@@ -20,6 +20,7 @@ import numpy as np
 from . import backend, maml, tree
 from .array import Array
 from .autodiff import dot, grad, hvp, tape, vjp
+from .draws import TOLERANCES as TOLERANCES  # for whoever holds more against another
 from .errors import DtypeError, GradientError, MissingRuleError, ShapeError
 from .op import Op, as_array, describe
 from .tasks import Task
@@ -27,12 +28,6 @@ from .tasks import Task
 Tree = Any
 Function = Callable[..., list[Array]]
 
-# The only tolerances there are, relative to the size of what is compared (see Comparison.error).
-TOLERANCES = {
-    "difference": 1e-6,  # an exact derivative against a central difference
-    "rounding": 1e-10,  # two exact ways to the same float64 number
-    "float32": 1e-4,  # the same computation in float32 and in float64
-}
 STEP = 1e-5  # along a unit direction: 1e-4 already crosses kinks of a small conv net too often
 TRIES = 20  # directions, before a point is said to lie on a kink
 

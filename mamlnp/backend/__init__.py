@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
-from . import cpu, reference
+from . import cpu, machine, reference
 
 namespaces: dict[type, Any] = {np.ndarray: np}
 KERNELS = {"reference": reference, "cpu": cpu}
@@ -74,6 +74,12 @@ def device_of(x: Any) -> str:
     'cpu'
     """
     return "cpu" if namespace_of(x) is np else f"cuda:{x.device.id}"
+
+
+def available_memory(x: Any = None) -> int:
+    """How many bytes new arrays can have where the native ``x`` is, or where they are made."""
+    here = default_namespace() if x is None else namespace_of(x)
+    return machine.available_memory() if here is np else _cuda().available_memory()
 
 
 def to_host(x: Any) -> np.ndarray:

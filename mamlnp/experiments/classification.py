@@ -402,7 +402,11 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
     outputs = config.num_ways if not config.baseline else data["train"].num_labels
     net = network(config, outputs)
     loss, first = task_loss(config, net), net.init(rng=counted_rng(config.seed, "init"))
-    over_threads: dict[str, Any] = {"threads": threads, "compiled": not config.eager}
+    over_threads: dict[str, Any] = {
+        "threads": threads,
+        "compiled": not config.eager,
+        "check": False,
+    }
     meta_step, eager_meta_step = (
         parallel.meta_step(
             loss,
@@ -413,6 +417,7 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
             first_order=config.first_order,
             threads=threads,
             compiled=compiled,
+            check=False,  # the tests hold these plans against eager
             ranks=ranks,
             meta_batch_size=config.meta_batch_size,
         )

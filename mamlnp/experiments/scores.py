@@ -74,7 +74,9 @@ def scorer(
 ) -> Callable[[Any, Task], np.ndarray]:
     """A function like ``scores``, (params, task) -> (len(steps), T), in chunks over threads and
     over ranks (see parallel.py)."""
-    of_chunks = parallel.over_tasks(scores, chunks=chunks, threads=threads, compiled=compiled)
+    of_chunks = parallel.over_tasks(
+        scores, chunks=chunks, threads=threads, compiled=compiled, check=False
+    )
     ranks = ranks or Ranks()
 
     def of_all(params: Any, task: Task) -> np.ndarray:
