@@ -393,7 +393,7 @@ def _draw_rerun(d: Draw) -> Drawn:
     return (d.array(shape), d.array(shape)), {"f": lambda a, b: a * a * b}
 
 
-@op(draw=_draw_rerun)
+@op(draw=_draw_rerun, tails="those of what it runs")
 def rerun(xp: Any, *arrays: Any, f: Callable[..., Array]) -> Any:
     """f of the arrays, remembering only the arrays: its rule runs f again to differentiate it."""
     return f(*map(Array, arrays)).value

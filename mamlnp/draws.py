@@ -5,6 +5,7 @@ generator (``mamlnp check``); the test suite substitutes Hypothesis, which shrin
 how closely what is then computed in two ways has to agree.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,25 @@ class Domain(NamedTuple):
 reals = Domain(-2.0, 2.0)
 positive = Domain(0.3, 3.0)
 nonzero = Domain(0.3, 3.0, signed=True)
+anywhere = Domain(-math.inf, math.inf)
+above_zero = Domain(0.0, math.inf)
+
+
+class Tails(NamedTuple):
+    """What an op is, to any number of digits, and how far out its derivatives have to be right.
+
+    The tests hold the derivatives of orders 1 to 3 against it, from the smallest numbers to the
+    largest, wherever they are in the float type's range.
+
+    Attributes:
+        exact: the op in Python and mpmath's functions, of its arguments by name.
+        domains: of each argument; the last one is that of all that follow.
+        loss: how much larger the error may be than a few roundings, of the arguments too.
+    """
+
+    exact: str
+    domains: tuple[Domain, ...] = (anywhere,)
+    loss: str = "1"
 
 
 class Draw:

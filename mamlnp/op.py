@@ -24,7 +24,7 @@ from typing import Any
 from . import backend
 from .array import NOTHING, Array, numpy_names
 from .backend import namespaces
-from .draws import Drawer
+from .draws import Drawer, Tails
 from .errors import DeviceError, DtypeError, MissingRuleError, NonFiniteError, ShapeError
 
 registry: dict[str, "Op"] = {}
@@ -58,6 +58,8 @@ class Op:
         linear_in: the arguments in which the op is linear: the tests hold equation 2.3 of the docs
             for them.
         pattern: for a piecewise op, which piece each element is on, from the native arrays.
+        tails: what its derivatives are held against far out. Every differentiable op has it but
+            those that are linear in each argument or piecewise; a text says why another has not.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Op:
         differentiable: bool = True,
         linear_in: tuple[str, ...] = (),
         pattern: Callable[..., Any] | None = None,
+        tails: Tails | str = "",
     ) -> None:
         parameters = list(inspect.signature(forward).parameters.values())[1:]
         positional = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
@@ -86,6 +89,7 @@ class Op:
         self.shapes = shapes
         self.linear_in = linear_in
         self.pattern = pattern
+        self.tails = tails
         self.bind: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None
         self.data = {i for i, name in enumerate(self.arguments) if name in data}
 

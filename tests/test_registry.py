@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import math
 
+import exact
+import mpmath
 import numpy as np
 import pytest
 import standin
@@ -13,7 +15,7 @@ from strategies import HypothesisDraw
 import mamlnp as ml
 from mamlnp import backend
 from mamlnp.array import Array
-from mamlnp.draws import Draw, one, two
+from mamlnp.draws import Draw, Tails, one, two
 from mamlnp.errors import DtypeError, MissingRuleError, ShapeError
 from mamlnp.gradcheck import TOLERANCES
 from mamlnp.op import Op, as_array, registry
@@ -548,6 +550,85 @@ def test_vmap_has_a_rule_for_every_op():
 test_10_misfits = law(EVERY_OP)(misfits_are_explained)
 test_10_mixed_types = law(EVERY_OP)(float_types_do_not_mix)
 test_10_foreign_types = law(EVERY_OP)(only_real_numbers_are_taken)
+
+
+# ---- the law of tails: derivatives are right far out, against many more digits
+
+ROUNDINGS = 24  # so many units in the last place a derivative may be off
+
+
+def is_linear_in_each(op):
+    return all(a in op.linear_in for i, a in enumerate(op.arguments) if i not in op.data)
+
+
+def far_out(f, tails, names, points):
+    """A function's derivatives of orders 0 to 3 at points, eager and compiled: how many there are,
+    and those that are wrong."""
+    true, loss = (exact.function(text, names) for text in (tails.exact, tails.loss))
+    orders = exact.partials(len(points))
+    info = np.finfo(points[0].dtype)
+
+    def all_of(*xs):
+        return [mixed(f, order)(*xs) for order in orders]
+
+    with np.errstate(all="ignore"):
+        found = [ways(*points) for ways in (all_of, ml.compile(all_of))]
+    wrong = []
+    for i, point in enumerate(zip(*points, strict=True)):
+        with mpmath.workdps(exact.digits(point)):
+            for k, order in enumerate(orders):
+                at = [mpmath.mpf(float(x)) for x in point]
+                right = exact.partial(true, at, order)
+                tolerance = ROUNDINGS * info.eps * loss(*at)
+
+                def scale(at=at, order=order):
+                    return exact.around(true, at, order) if sum(order) > 1 else 0
+
+                for how, values in zip(("eager", "compiled"), found, strict=True):
+                    got = held(values[k])[i]
+                    if not exact.is_right(got, right, scale, tolerance, info.tiny, info.max):
+                        wrong.append((how, order, point, float(got), mpmath.nstr(right, 17)))
+    return 2 * len(orders) * len(points[0]), wrong
+
+
+def mixed(f, order):
+    """f's partial derivative, elementwise."""
+    for i, n in enumerate(order):
+        for _ in range(n):
+            f = ml.grad(lambda *xs, f=f: f(*xs).sum(), i)
+    return f
+
+
+TAILED = [name for name in DIFFERENTIABLE if not isinstance(registry[name].tails, str)]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_every_op_says_how_it_is_held_far_out(name):
+    op = registry[name]
+    assert op.tails or op.pattern is not None or is_linear_in_each(op)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", TAILED)
+def test_11_tails(name, dtype):
+    op, rng = registry[name], np.random.default_rng(0)
+    points = [exact.far_points(domain, dtype, rng) for domain in op.tails.domains]
+    if len(op.arguments) > 1:
+        points = [
+            rng.choice(points[min(i, len(points) - 1)], 120) for i in range(len(op.arguments))
+        ]
+    count, wrong = far_out(op, op.tails, op.arguments, points)
+    assert not wrong, f"{len(wrong)} of {count}: {wrong[:20]}"
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, -1, -2, 10, 0.5, -0.5, 1.7])
+def test_11_tails_of_powers_to_a_number(n, dtype):
+    tails = registry["power"].tails
+    points = [exact.far_points(tails.domains[0], dtype, np.random.default_rng(0))]
+    to_a_number = Tails(f"a ** mpf({n})", tails.domains, tails.loss)
+    count, wrong = far_out(lambda a: a**n, to_a_number, ("a",), points)
+    assert not wrong, f"{len(wrong)} of {count}: {wrong[:20]}"
 
 
 # ---- and each can fail: wrong ops, registered nowhere, each of which breaks one law
