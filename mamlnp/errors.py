@@ -3,7 +3,23 @@
 Each one also is the built-in error a NumPy user would expect to catch.
 """
 
+import os
+import sys
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+PACKAGE = f"{Path(__file__).parent}{os.sep}"
+NUMPY = f"{Path(np.__file__).parent}{os.sep}"
+
+
+def users_line() -> str:
+    """The innermost line under way that is neither ours nor NumPy's: ``file:line``."""
+    frame: Any = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((PACKAGE, NUMPY)):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 class ShapeError(ValueError):
@@ -16,6 +32,10 @@ class DtypeError(ValueError, TypeError):
 
 class MissingRuleError(NotImplementedError):
     """A derivative was asked for that no rule gives."""
+
+
+class TapeError(TypeError):
+    """What is being differentiated was asked to be a number or a plain array."""
 
 
 class CaptureError(RuntimeError):

@@ -33,11 +33,14 @@ serials = itertools.count(1)
 
 
 class _Recording(threading.local):
-    """Are results of this thread linked to their inputs? Off only while a pullback runs whose
-    result nobody differentiates. And are they held to be finite?"""
+    """Are results of this thread linked to their inputs? Off where no function is being
+    differentiated, and while a pullback runs whose result nobody differentiates; on in a thread
+    that such a function may have started. And are they held to be finite?"""
 
-    on = True
     finite = False
+
+    def __init__(self) -> None:
+        self.on = threading.current_thread() is not threading.main_thread()
 
 
 recording = _Recording()

@@ -9,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -24,14 +21,12 @@ from ..autodiff import rerun
 from ..backend import device_of, to_host
 from ..backend.generated import EXPRESSIONS
 from ..backend.reference import check_windows, window_counts
-from ..errors import CaptureError, DeviceError
+from ..errors import CaptureError, DeviceError, users_line
 from ..op import Op
 
 Shape = tuple[int, ...]
 
 LIBRARY = f"{__name__.partition('.')[0]}."
-PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
-NUMPY = f"{Path(np.__file__).parent}{os.sep}"
 
 _numbers = itertools.count()
 
@@ -118,14 +113,6 @@ class Node:
 
 def _astype(xp: Any, x: Any, *, dtype: Any) -> Any:
     return x.astype(dtype)
-
-
-def users_line() -> str:
-    """The innermost line under way that is neither ours nor NumPy's: ``file:line``."""
-    frame: Any = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((PACKAGE, NUMPY)):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 class _Tracing(threading.local):
