@@ -102,7 +102,8 @@ class Comparison:
             return f"{self.name}: order {self.order}: not deterministic: {self.problem}"
         if self.verdict == "does not settle":
             return text + (
-                self.problem or "finite differences do not settle as their step shrinks: "
+                self.problem
+                or "finite differences do not settle as their step shrinks: "
                 f"{self.numeric:.9g} at best, with a relative error of {self.bound:.1e} or more "
                 f"(tolerance {TOLERANCES['difference']:.0e}; the rules give {self.exact:.9g})"
             )
@@ -434,8 +435,8 @@ class _Line:
 
     Attributes:
         differences: at every step; NaN where none was taken, it crosses a kink or is not finite.
-        size: of the terms that phi sums, whose rounding no difference gets rid of (the root of their
-            squares' sum, as roundings do not all go one way).
+        size: of the terms that phi sums, whose rounding no difference gets rid of: the root of
+            the sum of their squares, as roundings do not all go one way.
         kinks, outside: how many differences crossed a kink; how many were not finite.
     """
 
