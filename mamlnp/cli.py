@@ -542,19 +542,24 @@ def _check(asked: Check) -> int:
     for row in checks.all_rows(asked.order, asked.op):
         table.append(row)
         errors = "".join(f"{error:>10.1e}" for error in row.errors) if row.errors else ""
-        verdict = "right" if row.passed else "WRONG"
+        verdict = row.verdict if row.passed else row.verdict.upper()
         print(f"{row.name:28}{errors:{10 * asked.order}}  {verdict}  {row.note}", flush=True)
     if not table:
         names = ", ".join(checks.names())
         raise DataError(f"--op: there is no {asked.op!r} to check. Pass one of: {names}.")
-    failed = [row.name for row in table if not row.passed]
-    print(
-        f"{len(table) - len(failed)} right, {len(failed)} wrong{': ' if failed else ''}"
-        f"{', '.join(failed)}; largest relative error by order against central differences"
-    )
+    found: dict[str, list[str]] = {"right": [], "wrong": []}
+    for row in table:
+        found.setdefault(row.verdict, []).append(row.name)
+    held = found.pop("not compared", [])
+    said = [f"{len(found.pop('right'))} right"]
+    said += [
+        f"{len(names)} {v}{': ' if names else ''}{', '.join(names)}" for v, names in found.items()
+    ]
+    said += [f"{len(held)} not differentiable, not compared"] if held else []
+    print(", ".join(said) + "; the largest relative error by order against finite differences")
     if asked.json is not None:
         _write_json(asked.json, {"versions": versions(), "rows": [row._asdict() for row in table]})
-    return 1 if failed else 0
+    return 0 if all(row.passed for row in table) else 1
 
 
 def _check_function(asked: Check) -> int:
@@ -568,24 +573,27 @@ def _check_function(asked: Check) -> int:
         raise DataError(f"--args: {len(args)} given to {asked.function}: {error}.") from error
     wrong = ""
     try:
-        with np.errstate(all="ignore"):  # what is not finite is said in words
-            report = check_grads(_located(f, asked.function), args, asked.order)
+        report = check_grads(_located(f, asked.function), args, asked.order)
     except GradientError as error:
-        if error.report is None:  # nothing is wrong, but there is nothing to compare with
+        if error.verdict != "wrong":  # nothing is, but there is nothing to compare with
             raise DataError(str(error)) from error
         report, wrong = error.report, str(error)
     found = report.comparisons
     print(f"{'order':5} {'argument':32}{'differences':>16}{'exact':>16}{'error':>10}  verdict")
     for row in found:
-        kinks = f", {row.kinks} kinks redrawn" if row.kinks else ""
+        kinks = f", {row.kinks} differences left out at kinks" if row.kinks else ""
         print(
             f"{row.order:<5} {row.argument:32}{row.numeric:16.8g}{row.exact:16.8g}"
-            f"{row.error:10.1e}  {'right' if row.passed else 'WRONG'}{kinks}"
+            f"{row.error:10.1e}  {row.verdict if row.passed else row.verdict.upper()}{kinks}"
         )
+    held = report.not_compared
+    if held:
+        print(f"{len(held)} not differentiable, not compared: {', '.join(held)}")
     print(wrong or f"{asked.function}: right to order {asked.order}")
     if asked.json is not None:
         rows = [asdict(row) for row in found]
-        _write_json(asked.json, {"versions": versions(), "rows": rows, "wrong": wrong})
+        record = {"rows": rows, "wrong": wrong, "not_compared": held}
+        _write_json(asked.json, {"versions": versions(), **record})
     return 1 if wrong else 0
 
 
