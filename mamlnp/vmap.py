@@ -20,8 +20,7 @@ import numpy as np
 from . import tree
 from .array import Array
 from .autodiff import stop_gradient
-from .compile.trace import users_line
-from .errors import CaptureError, ShapeError
+from .errors import CaptureError, ShapeError, users_line
 from .op import Op, as_array, describe, recording
 from .ops.elementwise import sub
 from .ops.gather import HERE, numbering, positions, positions_along, take
