@@ -649,10 +649,10 @@ def _nearest_accuracies(metric: str, batches: Iterable[Task]) -> np.ndarray:
 
 
 class Elsewhere(NamedTuple):
-    """An experiment and its settings, for a network that was trained in another."""
+    """An experiment of images and its Config, for a network that was trained in another."""
 
     experiment: str
-    config: Config
+    config: Any
 
 
 def evaluate(

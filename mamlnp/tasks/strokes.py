@@ -134,7 +134,7 @@ def make_character(rng: np.random.Generator, pool: list[Floats], strokes: float)
             arcs[0, 2] += np.pi / 2 * rng.integers(1, 4)
         own, on, at, beside = DOTS * len(arcs), 0, 0, np.zeros(2)
         if made:
-            on = int(rng.choice([0, dots - 1, rng.integers(dots)]))
+            on = int(rng.choice([0, dots - 1, int(rng.integers(dots))]))
             at = int(rng.choice([0, own // 2, own - 1], p=[0.5, 0.35, 0.15]))
             beside = rng.choice([-0.5, 0, 0.5], 2) * (rng.random() < 0.25)
         made.append(Stroke(arcs, on, at, beside))
