@@ -1,5 +1,6 @@
 """usage: mamlnp COMMAND ...
 
+    train strokes        meta-train a convolutional network on made-up handwriting: no download
     train sine           meta-train a small network on sine waves (Finn et al. 2017, section 5.1)
     train omniglot       meta-train a convolutional network on handwritten characters (section 5.2)
     train miniimagenet   the same on photographs, in one of mini-ImageNet's layouts
@@ -49,7 +50,16 @@ from .backend import using_device
 from .backend.generated import cache_folder
 from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
 from .errors import DataError, DeviceError, GradientError, MissingPackageError
-from .experiments import EXPERIMENTS, PLACES, command, experiment, reinforcement, sine
+from .experiments import (
+    EXPERIMENTS,
+    PLACES,
+    command,
+    elsewhere,
+    experiment,
+    reinforcement,
+    sine,
+)
+from .experiments.classification import Elsewhere
 from .experiments.loop import Interrupted, check_settings
 from .experiments.scores import as_records
 from .gradcheck import check_grads
@@ -78,12 +88,15 @@ class RunOptions:
 @dataclass(frozen=True)
 class Evaluate:
     """Score a run's best parameters on test tasks; the rows go to evaluation.json in its folder
-    (by other statistics than transductive ones: evaluation-support.json, -per-query.json).
+    (by other statistics than transductive ones: evaluation-support.json, -per-query.json; on other
+    classes: evaluation-omniglot.json).
 
     Attributes:
         run: the run's folder.
         json: write the rows here too.
         tasks: how many test tasks; 600 if not given, of reinforcement learning 200.
+        on: score it on the held-out classes of another experiment, such as a run of strokes on
+            those of omniglot.
         data: where the data set is, if not where it was in training.
         device: where to compute, "cpu" or "cuda"; as in training if not given.
         batch_norm: whose statistics normalise the query images: all queries' together
@@ -95,6 +108,7 @@ class Evaluate:
     run: tyro.conf.Positional[Path]
     json: Path | None = None
     tasks: int | None = None
+    on: str | None = None
     data: Path | None = None
     device: Literal["cpu", "cuda"] | None = None
     batch_norm: BatchNorm | None = None
@@ -424,20 +438,23 @@ def _evaluate(asked: Evaluate) -> None:
     if asked.tasks is not None and asked.tasks < 2:
         raise DataError(f"--tasks: {asked.tasks} give no interval. Pass at least 2.")
     module = experiment(run.experiment, run.path)
-    how = {"tasks": asked.tasks, "batch_norm": asked.batch_norm, "baselines": asked.baselines}
-    how = {name: value for name, value in how.items() if value}
+    options = ("tasks", "batch_norm", "baselines", "on")
+    how: dict[str, Any] = {name: given for name in options if (given := getattr(asked, name))}
     for name in how.keys() - inspect.signature(module.evaluate).parameters.keys():
         option = name.replace("_", "-")
         raise DataError(f"--{option}: not of {run.experiment}. Leave it out.")
     config = run.config_as(module.Config)
+    scored_on = elsewhere(run, asked.on) if asked.on else Elsewhere(run.experiment, config)
     if asked.data is not None:
-        if not hasattr(config, "data"):
-            raise DataError(f"--data: {run.experiment} has none. Leave it out.")
-        config = replace(config, data=asked.data)
+        if not hasattr(scored_on.config, "data"):
+            raise DataError(f"--data: {scored_on.experiment} has none. Leave it out.")
+        scored_on = scored_on._replace(config=replace(scored_on.config, data=asked.data))
     if asked.device == "cuda" and not hasattr(config, "device"):
         raise DataError(f"--device: {run.experiment} is computed on the CPU. Leave it out.")
     with using_device(str(asked.device or getattr(config, "device", "cpu"))):
-        table, text = module.evaluate(config, run, module.load(config), **how)
+        data = EXPERIMENTS[scored_on.experiment].load(scored_on.config)
+        other = {"on": scored_on} if asked.on else {}
+        table, text = module.evaluate(config, run, data, **how | other)
         print(text)
         record = {
             "command": command(run),
@@ -448,6 +465,8 @@ def _evaluate(asked: Evaluate) -> None:
             "rows": as_records(table),
         }
     stored = run.path / EVALUATION
+    if asked.on:
+        stored = stored.with_stem(f"{stored.stem}-{asked.on}")
     if asked.batch_norm not in (None, "transductive"):
         stored = stored.with_stem(f"{stored.stem}-{asked.batch_norm}")
     for path in filter(None, (stored, asked.json)):
