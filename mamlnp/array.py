@@ -24,8 +24,10 @@ WRITERS = {"copyto", "place", "put", "put_along_axis", "putmask"}
 class Array:
     """An immutable array that knows how it was made.
 
-    Make one with :func:`array`. Python's operators, NumPy's functions and indexing work on it and
-    are differentiable; ``numpy()`` (or ``np.asarray``) gives its value as a read-only view.
+    Make one with :func:`array`, which copies: ``Array(value)`` takes the memory of a native array
+    over, and nothing may write into it from then on. Python's operators, NumPy's functions and
+    indexing work on it and are differentiable; ``numpy()`` (or ``np.asarray``) gives its value as a
+    read-only view.
 
     Attributes:
         value: the native array (NumPy's on the CPU).

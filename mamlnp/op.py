@@ -327,15 +327,20 @@ def _level(value: Any) -> int:
     return value.level
 
 
-def as_array(x: Any) -> Array:
-    """``x`` as an Array, sharing memory where it can."""
+def as_array(x: Any, *, lent: bool = False) -> Array:
+    """``x`` as an Array, with memory of its own: later changes of ``x`` do not reach it.
+
+    Args:
+        x: what NumPy takes; an Array is itself.
+        lent: share the memory of an array where that can be, for use before its owner is back.
+    """
     if x.__class__ is Array:
         return x
-    x = _lift(x)
+    x = _lift(x, lent=lent)
     return x if x.__class__ is Array else Array(backend.default_namespace().asarray(x))
 
 
-def _lift(x: Any) -> Any:
+def _lift(x: Any, *, lent: bool = False) -> Any:
     """An Array, or a Python number (which takes the type of the arrays it meets)."""
     if type(x) in (Array, float, int, bool):
         return x
@@ -344,7 +349,7 @@ def _lift(x: Any) -> Any:
     if backend.is_native(x) and x.dtype.kind in "fiub":
         if backend.is_scalar(x):
             return float(x) if x.dtype.kind == "f" else x.item()
-        return Array(x)
+        return Array(backend.plain(x, copy=not lent))
     raise DtypeError(
         f"array: {describe(x)} of type {type(x).__name__} is not an array of real numbers. "
         "Pass floats, integers or booleans."

@@ -38,6 +38,12 @@ def is_scalar(x: Any) -> bool:
     return isinstance(x, np.generic)
 
 
+def plain(x: Any, *, copy: bool) -> Any:
+    """The native ``x``, or a copy of it, as an array of its namespace and of no subclass."""
+    xp = namespaces.get(x.__class__, np)
+    return xp.array(x) if copy else xp.asarray(x)
+
+
 def namespace_of(x: Any) -> Any:
     """The module (NumPy's functions) that computes with the native array ``x``."""
     if x.__class__ in namespaces:

@@ -286,7 +286,13 @@ def trace(f: Callable[..., Any], args: Tree, device: str = "cpu") -> tuple[Graph
             f"compile: the function closes over an Array that is being {what} around it. "
             "Pass it as an argument."
         )
-    return graph, tree.map(lambda x: Array(None) if x.__class__ is Array else x, out), made
+
+    def blank(x: Any) -> Any:
+        if x.__class__ is Array:
+            return Array(None)
+        return x.copy() if isinstance(x, np.ndarray) else x  # which is the user's
+
+    return graph, tree.map(blank, out), made
 
 
 def check_repeats(graph: Graph, out: Tree, again: Graph, out_again: Tree) -> None:
