@@ -88,6 +88,12 @@ def available_memory(x: Any = None) -> int:
     return machine.available_memory() if here is np else _cuda().available_memory()
 
 
+def products_are_coarse(x: Any = None) -> bool:
+    """Are float32 products taken in TF32 where the native ``x`` is, or where arrays are made?"""
+    here = default_namespace() if x is None else namespace_of(x)
+    return here is not np and _cuda().products_type() == "TF32"
+
+
 def to_host(x: Any) -> np.ndarray:
     """``x`` as a NumPy array, copied from its device only if it is on another one."""
     if x.__class__ in namespaces and namespaces[x.__class__] is not np:
