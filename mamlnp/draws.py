@@ -1,7 +1,8 @@
 """How test inputs are drawn: the small vocabulary in which every op declares its own.
 
 An op's ``draw`` takes one of these and returns ``(args, params)``. Here choices come from a NumPy
-generator (``mamlnp check``); the test suite substitutes Hypothesis, which shrinks what fails.
+generator (``mamlnp check``); the test suite substitutes Hypothesis, which shrinks what fails. And
+how closely what is then computed in two ways has to agree.
 """
 
 import math
@@ -11,6 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Shape = tuple[int, ...]
+
+# The only tolerances there are, relative to the size of what is compared.
+TOLERANCES = {
+    "difference": 1e-6,  # an exact derivative against a central difference
+    "rounding": 1e-10,  # two exact ways to the same float64 number
+    "float32": 1e-4,  # the same computation in float32 and in float64
+}
 
 
 class Domain(NamedTuple):

@@ -34,11 +34,14 @@ serials = itertools.count(1)
 
 
 class _Recording(threading.local):
-    """Are results of this thread linked to their inputs? Off only while a pullback runs whose
-    result nobody differentiates. And are they held to be finite?"""
+    """Are results of this thread linked to their inputs? Off where no function is being
+    differentiated, and while a pullback runs whose result nobody differentiates; on in a thread
+    that such a function may have started. And are they held to be finite?"""
 
-    on = True
     finite = False
+
+    def __init__(self) -> None:
+        self.on = threading.current_thread() is not threading.main_thread()
 
 
 recording = _Recording()
@@ -156,11 +159,11 @@ class Op:
                 return self.apply(tuple(map(_lift, args)), params)
         if mixed:
             values = self._unified(args, values)
-            native = next((v for v in values if _stands_for_one(v)), native)
+            native = max(filter(_stands_for_one, values), key=_level, default=native)
         xp = backend.default_namespace() if native is None else namespaces.get(native.__class__)
         try:
             if xp is None:  # not an array but what stands for one, and records what is done to it
-                value = native.apply(self, values, params)
+                value = native.apply(self, args, values, params)
             else:
                 value = self.forward(xp, *values, **params)
         except (ShapeError, DeviceError):
@@ -354,15 +357,25 @@ def _stands_for_one(value: Any) -> bool:
     return value.__class__ not in namespaces and hasattr(value, "dtype")
 
 
-def as_array(x: Any) -> Array:
-    """``x`` as an Array, sharing memory where it can."""
+def _level(value: Any) -> int:
+    """How deep inside mapped functions it was made (see vmap); 0 in none."""
+    return value.level
+
+
+def as_array(x: Any, *, lent: bool = False) -> Array:
+    """``x`` as an Array, with memory of its own: later changes of ``x`` do not reach it.
+
+    Args:
+        x: what NumPy takes; an Array is itself.
+        lent: share the memory of an array where that can be, for use before its owner is back.
+    """
     if x.__class__ is Array:
         return x
-    x = _lift(x)
+    x = _lift(x, lent=lent)
     return x if x.__class__ is Array else Array(backend.default_namespace().asarray(x))
 
 
-def _lift(x: Any) -> Any:
+def _lift(x: Any, *, lent: bool = False) -> Any:
     """An Array, or a Python number (which takes the type of the arrays it meets)."""
     if type(x) in (Array, float, int, bool):
         return x
@@ -371,7 +384,7 @@ def _lift(x: Any) -> Any:
     if backend.is_native(x) and x.dtype.kind in "fiub":
         if backend.is_scalar(x):
             return float(x) if x.dtype.kind == "f" else x.item()
-        return Array(x)
+        return Array(backend.plain(x, copy=not lent))
     raise DtypeError(
         f"array: {describe(x)} of type {type(x).__name__} is not an array of real numbers. "
         "Pass floats, integers or booleans."

@@ -11,7 +11,7 @@ import mamlnp as ml
 from mamlnp import array, check_grads, check_hvp, check_meta_gradient, maml
 from mamlnp.autodiff import checkpoint, stop_gradient
 from mamlnp.draws import Draw, one
-from mamlnp.errors import GradientError, MissingRuleError
+from mamlnp.errors import GradientError, MissingRuleError, ShapeError
 from mamlnp.gradcheck import TOLERANCES
 from mamlnp.op import Op, registry
 from mamlnp.ops.elementwise import cos, greater, less, neg, sin, where
@@ -155,8 +155,7 @@ def test_a_forgotten_sum_over_broadcast_axes_is_caught():
     args = [np.ones((2, 3)), np.ones(3)]
     assert check_grads(sums(sum_to), args, order=2).error() < TOLERANCES["difference"]
     message = failure(sums(lambda ct, shape: ct), args, 1)
-    assert "planted: argument b, order 1" in message
-    assert "float64[2,3]" in message and "float64[3]" in message
+    assert "planted: its rule for b float64[3] returned float64[2,3]" in message
     # Inside a function, where another op stumbles over it or nothing does.
     for f in (
         lambda x, b: sums(lambda ct, shape: ct)(x, ml.sin(b)),
@@ -269,7 +268,7 @@ def test_the_registry_is_left_alone():
         (lambda x: x**3, np.zeros(2)),
         (lambda x: (x - 0.3) ** 2, np.array([0.3, 0.3])),
         (lambda x: -(ml.softmax(POINT) * ml.log_softmax(x)).sum(), POINT),  # least at POINT
-        (lambda x: (ml.log_softmax(x) * np.ones(3)).sum() + 1e6, np.zeros(3)),
+        (lambda x: (ml.log_softmax(x) * np.ones(3)).sum() + 1e4, np.zeros(3)),
         (lambda b: ml.var(b + POINT) ** 2, np.array(0.7)),
     ],
 )
@@ -335,12 +334,12 @@ def test_a_point_on_a_kink_is_left_a_little(f, at):
 
 def test_a_point_where_every_direction_kinks_is_told_from_an_error():
     def teeth(x):
-        return ml.relu(ml.sin(x * 1e8)).sum()
+        return ml.relu(ml.sin(x * 1e15)).sum()
 
     message = failure(teeth, [np.linspace(0, 1, 50)], 1)
     assert re.fullmatch(
-        "check_grads: teeth: argument x, order 1: all [0-9]+ directions cross a kink, "
-        "where no finite difference means anything. Choose another point.",
+        "check_grads: teeth: argument x, order 1: all differences cross a kink, where they mean "
+        "nothing. Choose another point.",
         message,
     )
 
@@ -529,7 +528,7 @@ def test_a_function_that_is_not_finite_is_no_wrong_rule():
     for f, x in ((np.log, [1.0, -1.0]), (np.sqrt, [0.0, 1.0]), (np.exp, [1e3])):
         with np.errstate(all="ignore"), pytest.raises(GradientError, match="not finite") as caught:
             check_grads(f, [np.array(x)])
-        assert caught.value.report is None
+        assert caught.value.verdict == "does not settle"
 
 
 # ---- random programs
@@ -542,8 +541,11 @@ def test_random_programs_are_right_to_third_order(data):
     def f(*inputs):
         return program(*inputs)
 
+    args = program.arguments(data.draw(seeds, "numbers"), ties=False)
     try:
-        check_grads(f, program.arguments(data.draw(seeds, "numbers"), ties=False), 3)
+        check_grads(f, args, 3)
     except GradientError as error:
-        if "cross a kink" not in str(error):  # whichever way one looks
+        if error.verdict != "kink":  # whichever way one looks
             raise
+    except ShapeError:  # nothing to compare
+        assert not all(y.size for y in ml.tree.leaves([args, f(*args)]))

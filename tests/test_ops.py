@@ -181,6 +181,12 @@ def test_powers_of_zero():
     exactly(ml.hessian(lambda p: p[0] ** p[1])(np.array([0.0, 2.0])), [[2, 0], [0, 0]])
 
 
+def test_a_power_of_exponent_0_or_1_still_depends_on_it():
+    close(ml.hessian(lambda p: p[0] ** p[1])(np.array([2.0, 0.0]))[0], [0, 0.5])
+    third = ml.hessian(lambda b: ml.grad(lambda a: a**b)(2.0))
+    close(third(1.0), math.log(2) * (2 + math.log(2)))
+
+
 def test_powers_of_negative_numbers_are_constant_in_the_exponent():
     da, db = ml.grad(ml.power, (0, 1))(-2.0, 3.0)
     exactly(da, 12.0)

@@ -19,6 +19,7 @@ from mamlnp.draws import Draw, Tails, one, two
 from mamlnp.errors import DtypeError, GradientError, MissingRuleError, ShapeError
 from mamlnp.gradcheck import TOLERANCES
 from mamlnp.op import Op, answers, as_array, op as declare, registry
+from mamlnp.vmap import RULES
 
 EVERY_OP = sorted(registry)
 DIFFERENTIABLE = [name for name in EVERY_OP if registry[name].differentiable]
@@ -344,6 +345,62 @@ def compiled_replay_equals_eager(op, draw):
             f.agree(compiled(arrays, f.weights), f(arrays, f.weights))
 
 
+def mapped_equals_one_by_one(op, draw):
+    """Some arrays mapped, the others shared; derivatives taken inside vmap, and through it."""
+    f = Derivatives(op, draw)
+    if not f.arrays:
+        return
+    mapped = [draw.boolean() for _ in f.arrays]
+    mapped[draw.integer(0, len(mapped) - 1)] = True
+    axes = [0 if m else None for m in mapped]
+    examples = [
+        [new if m else old for m, new, old in zip(mapped, f.shuffled(), f.arrays, strict=True)]
+        for _ in range(3)
+    ]
+    together = [
+        placed(np.stack(each) if m else each[0])
+        for m, each in zip(mapped, zip(*examples, strict=True), strict=True)
+    ]
+    examples = [list(map(placed, arrays)) for arrays in examples]
+    one_by_one = [f(arrays, f.weights) for arrays in examples]
+    inside = ml.vmap(f, in_axes=(axes, None))(together, f.weights)
+    f.agree(inside, ml.tree.map(lambda *each: ml.stack(each), *one_by_one))
+    if not is_differentiable(f.case):
+        return
+    is_active = [i in f.case.places for i in f.places]
+    floats = [x for x, active in zip(together, is_active, strict=True) if active]
+    directions = [f.case.random_like(x) for x in floats]
+
+    def derivatives(values):
+        """The gradient of all values' weighted sum, and its derivative along the directions."""
+
+        def objective(floats):
+            rest = iter(floats)
+            full = [
+                next(rest) if active else x for x, active in zip(together, is_active, strict=True)
+            ]
+            return (values(full) * f.weights[0]).sum()
+
+        first = ml.grad(objective)
+        return first(floats), ml.grad(lambda x: ml.dot(first(x), directions))(floats)
+
+    def value(arrays):
+        args = [placed(a) for a in f.case.args]
+        for i, x in zip(f.places, arrays, strict=True):
+            args[i] = x
+        return f.case.op.apply(tuple(args), f.case.params)
+
+    def loop(arrays):
+        return ml.stack(
+            [
+                value([as_array(x)[i] if m else x for x, m in zip(arrays, mapped, strict=True)])
+                for i in range(3)
+            ]
+        )
+
+    f.agree(derivatives(ml.vmap(value, in_axes=(axes,))), derivatives(loop))
+
+
 def shuffle(draw, x):
     """The same elements elsewhere: other data that the op can take as well."""
     return draw.rng.permutation(x.reshape(-1)).reshape(x.shape)
@@ -480,6 +537,14 @@ def test_9_compiled_for_a_device():
             got = compiled(ml.tree.map(placed, given))
             for f, a, b in zip(every, got, results, strict=True):
                 f.agree(ml.tree.map(lambda x: ml.array(x.numpy(), device="cpu"), a), b)
+
+
+test_11_mapped = law(EVERY_OP)(mapped_equals_one_by_one)
+
+
+def test_vmap_has_a_rule_for_every_op():
+    """Without one it would loop over the examples."""
+    assert set(RULES) == set(EVERY_OP)
 
 
 test_10_misfits = law(EVERY_OP)(misfits_are_explained)

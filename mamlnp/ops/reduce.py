@@ -22,6 +22,7 @@ from .elementwise import (
     less,
     log1p,
     not_equal,
+    ones_like,
     sqrt,
     square,
     sub,
@@ -159,7 +160,7 @@ def _from_largest(x: Array, axis: Axes) -> tuple[Array, Array, Array, Array]:
     with it what a derivative would give back as 1 - p.
     """
     axes = normalized_axes("reduction", axis, x.ndim)
-    known = Array(x.value)
+    known = x.constant()
     top = max(known, axes, keepdims=True)
     line = numbering(known[tuple(slice(None if i in axes else 1) for i in range(x.ndim))])
     place = where(less(known, top), line.size, line)
@@ -181,14 +182,14 @@ def logsumexp(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
 def softmax(x: Any, axis: Axes = -1) -> Array:
     """exp(x) / sum(exp(x)) over the axes, without overflow; NaN beside infinity or NaN."""
     centred, _, steady, rest = _from_largest(as_array(x), axis)
-    return exp(centred) / ((1.0 + rest) * where(steady, 1.0, math.nan))
+    return exp(centred) / ((1.0 + rest) * where(steady, ones_like(rest), math.nan))
 
 
 def log_softmax(x: Any, axis: Axes = -1) -> Array:
     """x - logsumexp(x) over the axes, without overflow or cancellation; NaN beside infinity or
     NaN."""
     centred, _, steady, rest = _from_largest(as_array(x), axis)
-    return centred - log1p(rest) * where(steady, 1.0, math.nan)
+    return centred - log1p(rest) * where(steady, ones_like(rest), math.nan)
 
 
 @answers(numpy=("norm",))
@@ -201,7 +202,7 @@ def norm(x: Any, *, axis: Axes = None, keepdims: bool = False) -> Array:
     x = as_array(x)
     if not x.size:
         return sum(x, axis, keepdims=keepdims)
-    top = max(abs(Array(x.value)), axis, keepdims=True)
+    top = max(abs(x.constant()), axis, keepdims=True)
     scale = where(isfinite(top), where(equal(top, 0), 1.0, top), 1.0)
     squares = sum(square(x / scale), axis, keepdims=True)
     zero = equal(squares, 0)
