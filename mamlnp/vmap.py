@@ -327,7 +327,7 @@ BROADCASTING = (
 )  # fmt: skip
 RULES: dict[str, Rule] = {
     **dict.fromkeys(BROADCASTING, _broadcasting),
-    **dict.fromkeys(("sum", "max", "min"), _reduction),
+    **dict.fromkeys(("sum", "max", "min", "is_first_largest"), _reduction),
     **dict.fromkeys(("argmax", "argmin"), _winner),
     **dict.fromkeys(("slices", "put_slices"), _slices),
     "broadcast_to": _broadcast_to,

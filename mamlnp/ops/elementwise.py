@@ -417,7 +417,7 @@ def relu(xp: Any, x: Any) -> Any:
 
 @relu.vjp("x")
 def _(ct: Array, out: Array, x: Array) -> Array:
-    return where(less_equal(x, 0), 0.0, ct)
+    return mul(ct, not_equal(out, 0))
 
 
 @op(draw=two(), shapes=BROADCAST, pattern=lambda xp, a, b: xp.sign(xp.subtract(a, b)))

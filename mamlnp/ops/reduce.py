@@ -2,12 +2,11 @@
 
 Values at edge points: equal maxima share the cotangent equally, as NaNs do, which are the largest
 and the smallest there is; the norm of zero has derivative 0 at every order. Where the largest
-number is infinite or NaN, that is logsumexp's result, and one element gets the whole cotangent.
+number is infinite or NaN, that is logsumexp's result, and softmax and the gradients are NaN.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ..array import Array
@@ -15,20 +14,20 @@ from ..draws import Draw, Drawn, Shape
 from ..op import answers, as_array, op
 from .elementwise import (
     abs,
+    astype,
     div,
     equal,
     exp,
     isfinite,
-    less,
     log1p,
+    maximum,
+    mul,
     not_equal,
-    ones_like,
     sqrt,
     square,
     sub,
     where,
 )
-from .gather import numbering
 from .shape import broadcast_to, expand_dims, normalized_axes, normalized_axis, reshape, size_along
 
 Axes = int | tuple[int, ...] | None
@@ -73,7 +72,7 @@ def _is_maximal(xp: Any, x: Any, *, axis: Shape, keepdims: bool) -> Any:
 
 def _share(ct: Array, out: Array, x: Array, *, axis: Shape, keepdims: bool) -> Array:
     """The rule of max and min: the cotangent, in equal parts, to where the result came from."""
-    won = where(not_equal(x, x), True, equal(x, _restored(out, axis, keepdims)))
+    won = maximum(equal(x, _restored(out, axis, keepdims)), not_equal(x, x))  # either of them
     winners = sum(won.astype(x.dtype), axis, keepdims=True)
     return where(won, div(_restored(ct, axis, keepdims), winners), 0.0)
 
@@ -152,44 +151,55 @@ def _without_reduced(y: Array, axis: Axes, keepdims: bool) -> Array:
     return y if keepdims else reshape(y, tuple(s for i, s in enumerate(y.shape) if i not in axes))
 
 
-def _from_largest(x: Array, axis: Axes) -> tuple[Array, Array, Array, Array]:
-    """(x less the first of the largest along the axes; that one; is it finite? and what the others'
-    exponentials add up to, as a multiple of its own).
+def _draw_largest(d: Draw) -> Drawn:
+    shape = d.shape()
+    return (d.array(shape),), {"axis": normalized_axes("", d.axes(len(shape)), len(shape))}
+
+
+@op(draw=_draw_largest, differentiable=False)
+def _is_first_largest(xp: Any, x: Any, *, axis: Shape) -> Any:
+    """Is an element the first of the largest along the axes? Not differentiable."""
+    order = [*(i for i in range(x.ndim) if i not in axis), *axis]
+    moved = x.transpose(order)
+    flat = moved.reshape(*moved.shape[: x.ndim - len(axis)], -1)
+    is_it = flat.argmax(-1)[..., None] == xp.arange(flat.shape[-1])
+    return is_it.reshape(moved.shape).transpose([order.index(i) for i in range(x.ndim)])
+
+
+def _from_largest(x: Any, axis: Axes) -> tuple[Array, Array, Array]:
+    """(x less the first of the largest along the axes; that one; what the exponentials of the
+    others add up to, as a multiple of its own).
 
     It is not in that sum, and is differentiated like all else: beside 1 what is small is lost, and
     with it what a derivative would give back as 1 - p.
     """
+    x = as_array(x)
+    x = x if x.dtype.kind == "f" else x.astype(float)
     axes = normalized_axes("reduction", axis, x.ndim)
-    known = x.constant()
-    top = max(known, axes, keepdims=True)
-    line = numbering(known[tuple(slice(None if i in axes else 1) for i in range(x.ndim))])
-    place = where(less(known, top), line.size, line)
-    first = equal(place, min(place, axes, keepdims=True))
-    steady = isfinite(top)
+    first = _is_first_largest.apply((x.constant(),), {"axis": axes})
     largest = sum(where(first, x, 0.0), axes, keepdims=True)
-    centred = where(first, 0.0, x - where(steady, largest, 0.0))
-    rest = sum(where(first, 0.0, exp(centred)), axes, keepdims=True)
-    return centred, largest + where(steady, 0.0, top), steady, rest
+    others = astype(equal(first, False), x.dtype)
+    centred = mul(sub(x, largest), others)
+    return centred, largest, sum(mul(exp(centred), others), axes, keepdims=True)
 
 
 def logsumexp(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
-    """log(sum(exp(x))) over the axes, without overflow."""
-    x = as_array(x)
-    _, largest, steady, rest = _from_largest(x, axis)
-    return _without_reduced(largest + log1p(where(steady, rest, 0.0)), axis, keepdims)
+    """log(sum(exp(x))) over the axes, without overflow or cancellation."""
+    _, largest, rest = _from_largest(x, axis)
+    total = largest + where(isfinite(largest), log1p(rest), 0.0)
+    return _without_reduced(total, axis, keepdims)
 
 
 def softmax(x: Any, axis: Axes = -1) -> Array:
-    """exp(x) / sum(exp(x)) over the axes, without overflow; NaN beside infinity or NaN."""
-    centred, _, steady, rest = _from_largest(as_array(x), axis)
-    return exp(centred) / ((1.0 + rest) * where(steady, ones_like(rest), math.nan))
+    """exp(x) / sum(exp(x)) over the axes, without overflow or cancellation."""
+    centred, _, rest = _from_largest(x, axis)
+    return exp(centred) / (1.0 + rest)
 
 
 def log_softmax(x: Any, axis: Axes = -1) -> Array:
-    """x - logsumexp(x) over the axes, without overflow or cancellation; NaN beside infinity or
-    NaN."""
-    centred, _, steady, rest = _from_largest(as_array(x), axis)
-    return centred - log1p(rest) * where(steady, ones_like(rest), math.nan)
+    """x - logsumexp(x) over the axes, without overflow or cancellation."""
+    centred, _, rest = _from_largest(x, axis)
+    return centred - log1p(rest)
 
 
 @answers(numpy=("norm",))
