@@ -295,7 +295,7 @@ def flat(rng: Rng) -> Planted:
 @kind
 def a_mistake_where_it_is_flat(rng: Rng) -> Planted:
     at = point(rng)
-    name, (mistake, order) = pick(rng, {k: v for k, v in MISTAKES.items() if v[1] == 1})
+    name, (mistake, _) = pick(rng, {k: v for k, v in MISTAKES.items() if v[1] == 1})
     op = plant(name, lambda xp, x: xp.sin(x), x=lambda ct, out, x: mistake(ct, ml.cos, x))
     return Planted(lambda x: (op(x) - np.sin(at)) ** 2, (at,), 1, WRONG)
 

@@ -43,8 +43,7 @@ from .autodiff import (
 )
 from .backend import to_device, to_host, using_device, using_kernels
 from .compile import compile as compile, debug_compile
-from .gradcheck import check_grads, check_hvp, check_meta_gradient
-from .maml import debug_tasks
+from .gradcheck import check_grads, check_hvp, check_meta_gradient, debug_tasks
 from .op import debug_nans
 from .ops.elementwise import (
     abs as abs,

@@ -17,9 +17,10 @@ Everything is float64.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -27,10 +28,11 @@ import numpy as np
 
 from . import backend, maml, tree
 from .array import Array
-from .autodiff import dot, grad, hvp, tape, vjp
+from .autodiff import dot, grad, hvp, stop_gradient, tape, vjp
 from .draws import TOLERANCES as TOLERANCES  # for whoever holds more against another
 from .errors import DtypeError, GradientError, MissingRuleError, ShapeError
 from .op import Op, as_array, describe
+from .ops.shape import concatenate
 from .tasks import Task
 
 Tree = Any
@@ -778,7 +780,7 @@ def check_meta_gradient(
     report = Report(_compared_once(objective, leaves, names, ("meta-gradient", 1), rng))
     if report.verdict != "not deterministic":
         for batch in task:
-            maml.check_tasks(loss, maml.per_task(params, maml.num_tasks(batch)), batch)
+            check_tasks(loss, maml.per_task(params, maml.num_tasks(batch)), batch)
     if report.failures:
         raise _error("check_meta_gradient", report, "Check the loss with check_grads.")
 
@@ -798,6 +800,89 @@ def check_meta_gradient(
                 "wrong",
             )
     return report
+
+
+@contextlib.contextmanager
+def debug_tasks() -> Iterator[None]:
+    """Hold the loss of one task alone against its loss among others, wherever this thread adapts.
+
+    It costs three losses more a step. What is compiled, or goes over other threads, is not held.
+
+    Raises:
+        ShapeError: they differ, as when shapes broadcast tasks against examples
+            (:func:`check_tasks`).
+
+    >>> import numpy as np
+    >>> support = Batch(np.ones((5, 5, 1)), np.ones((5, 5, 1)))
+    >>> theta = {"w": np.ones((1, 1)), "b": np.zeros(1)}
+    >>> def loss(params, batch):  # b is (T, 1), and meets (T, N, 1) along N
+    ...     return ((batch.x @ params["w"] + params["b"] - batch.y) ** 2).mean((1, 2))
+    >>> with debug_tasks():  # doctest: +ELLIPSIS
+    ...     adapted = maml.adapt(loss, theta, support, inner_lr=0.1)
+    Traceback (most recent call last):
+        ...
+    mamlnp.errors.ShapeError: loss: task 0's is ... It depends on other tasks' params['b'] ...
+    """
+    before, maml.watched.check = maml.watched.check, check_tasks
+    try:
+        yield
+    finally:
+        maml.watched.check = before
+
+
+def check_tasks(loss: maml.Loss, params: Tree, batch: Tree) -> None:
+    """Is the loss of one task alone what it is among others? Close to params, where every task has
+    its own copy of them; a loss that is random, or not finite there, is not judged.
+
+    Args:
+        loss, batch: as in :func:`mamlnp.maml.adapt`.
+        params: every leaf with the task axis, (T, ...).
+
+    Raises:
+        ShapeError: it is not: a task's loss depends on other tasks.
+    """
+    tasks = maml.num_tasks(batch)
+    params, batch = stop_gradient(params), stop_gradient(batch)
+    if tasks < 2 or not all(backend.is_native(x.value) for x in tree.leaves((params, batch))):
+        return
+    params = tree.map(_moved, params)
+    among, again = (as_array(loss(params, batch)) for _ in range(2))
+    first = tree.map(lambda x: x[:1], (params, batch))
+    try:
+        alone = as_array(loss(*first))
+    except Exception as error:
+        raise ShapeError(
+            f"loss: task 0 of {tasks} has none alone ({error}) What belongs to a task goes into "
+            "its batch or its params."
+        ) from error
+    host = [backend.to_host(x.value) for x in (among, again, alone)]
+    (value, *_), (second, *_), (by_itself,) = host
+    tolerance = abs(host[0]).max() * np.finfo(host[0].dtype).eps ** 0.5
+    if not abs(value - by_itself) > tolerance or abs(value - second) > tolerance:
+        return
+    mixed = []
+    for n, (path, leaf) in enumerate(tree.items(params, "params")):
+        leaves = tree.leaves(params)
+        leaves[n] = concatenate([leaf[:1], _moved(leaf[1:])])
+        other = as_array(loss(tree.unflatten(params, leaves), batch))
+        if abs(backend.to_host(other.value)[0] - value) > tolerance:
+            mixed.append(f"{path} {describe(leaf)}")
+    of = f"It depends on other tasks' {', '.join(mixed)}. " if mixed else ""
+    raise ShapeError(
+        f"loss: task 0's is {value:.3g} among {tasks} tasks and {by_itself:.3g} alone, so that "
+        f"tasks are broadcast against examples or share something else. {of}A bias (T, out) is "
+        "added to (T, N, out) as b[:, None]; or write the loss for one task, and pass "
+        "ml.vmap(loss)."
+    )
+
+
+def _moved(x: Array) -> Array:
+    """Some tenths of its size away, every element by another, so that no two tasks are equal."""
+    value = backend.to_host(x.value)
+    size = np.sqrt(np.mean(value**2)) or 1.0
+    noise = np.random.default_rng(0).standard_normal(value.shape)
+    moved = np.asarray(value + 0.1 * size * noise, value.dtype)
+    return Array(backend.to_device(moved, x.device))
 
 
 def distance(a: Tree, b: Tree) -> float:
