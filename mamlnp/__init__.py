@@ -120,6 +120,7 @@ from .tasks import (
     miniimagenet,  # noqa: F401
     omniglot,  # noqa: F401
     sinusoid,  # noqa: F401
+    strokes,  # noqa: F401
 )
 
 if TYPE_CHECKING:
