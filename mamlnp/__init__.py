@@ -121,6 +121,7 @@ from .tasks import (
     miniimagenet,  # noqa: F401
     omniglot,  # noqa: F401
     sinusoid,  # noqa: F401
+    strokes,  # noqa: F401
 )
 from .vmap import vmap as vmap
 

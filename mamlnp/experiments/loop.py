@@ -324,7 +324,10 @@ def best_state(run: Run) -> Best:
     best, done = checkpoint.meta["best"], checkpoint.iteration
     validated = best["score"] is not None
     state = checkpoint.arrays["best" if validated else "state"]
-    which = f"{best['iteration']}, best of {done} on validation tasks" if validated else f"{done}"
+    tasks = "validation tasks"
+    if number := run.config.get("validation_tasks"):
+        tasks = f"{number} {tasks}"
+    which = f"{best['iteration']}, best of {done} on {tasks}" if validated else f"{done}"
     about = (
         f"{run.path}: parameters of meta-iteration {which}; trained for "
         f"{checkpoint.meta['wall_seconds']:.0f} s"
