@@ -30,6 +30,7 @@ from . import (
 from .array import Array, array
 from .autodiff import (
     checkpoint,
+    custom_vjp,
     dot,
     grad,
     hessian,
@@ -146,6 +147,7 @@ __all__ = [
     "concatenate",
     "conv2d",
     "cos",
+    "custom_vjp",
     "div",
     "debug_nans",
     "dot",
