@@ -59,6 +59,11 @@ class Array:
         """Become a constant: drop the record of how this was made."""
         self.op, self.inputs, self.params, self.serial = None, (), NOTHING, 0
 
+    def constant(self) -> "Array":
+        """The same value, without derivatives."""
+        value = self.value
+        return Array(value.constant() if hasattr(value, "constant") else value)
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.value.shape

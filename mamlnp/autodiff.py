@@ -457,7 +457,7 @@ def stop_gradient(x: Tree) -> Tree:
     >>> grad(lambda x: x * stop_gradient(x))(3.0)
     Array(3.)
     """
-    return tree.map(lambda leaf: Array(as_array(leaf).value), x)
+    return tree.map(lambda leaf: as_array(leaf).constant(), x)
 
 
 def _draw_custom(d: Draw) -> Drawn:
@@ -471,7 +471,7 @@ def _draw_custom(d: Draw) -> Drawn:
     return (d.array(shape), d.array(shape)), {"f": f, "rule": rule}
 
 
-@op(draw=_draw_custom)
+@op(draw=_draw_custom, tails="those of its own rule")
 def custom(
     xp: Any, *arrays: Any, f: Callable[..., Array], rule: Callable[..., Sequence[Array | None]]
 ) -> Any:
@@ -544,32 +544,21 @@ class custom_vjp:  # noqa: N801 (stands where a function does)
 
     def __call__(self, *args: Any, **static: Any) -> Tree:
         places = [i for i, x in enumerate(tree.leaves(args)) if _is_array(x)]
-        arrays = [as_array(x) for x in tree.leaves(args) if _is_array(x)]
+        arrays = tuple(as_array(x) for x in tree.leaves(args) if _is_array(x))
         filled = _filled(args, places)
+        blank: Tree = None
+        shapes: list[tuple[int, ...]] = []  # of the leaves of f's result, which is like blank
 
-        def run(new: Sequence[Array]) -> Tree:
-            return tree.map(as_array, self._f(*filled(new), **static))
-
-        out = run([_constant(x) for x in arrays])
-        for x in tree.leaves(out):
-            if x.serial:
-                raise MissingRuleError(
-                    f"{self._where}: the function closes over an Array that is being "
-                    "differentiated. Pass it as an argument."
-                )
-            if x.dtype.kind != "f":
-                raise DtypeError(
-                    f"{self._where}: the function returned {describe(x)}. Return floats alone."
-                )
-        if not (recording.on and any(x.serial for x in arrays)):
-            return out
-        blank, shapes = tree.map(lambda _: 0, out), [x.shape for x in tree.leaves(out)]
-
-        def packed(out: Tree) -> Array:
+        def joined(*new: Array) -> Array:
+            nonlocal blank
+            out = tree.map(as_array, self._f(*filled(new), **static))
             leaves = tree.leaves(out)
+            for x in leaves:
+                self._check(x)
+            blank, shapes[:] = tree.map(lambda _: 0, out), [x.shape for x in leaves]
             return leaves[0] if len(leaves) == 1 else concatenate([ravel(x) for x in leaves])
 
-        def unpacked(x: Array) -> Tree:
+        def parted(x: Array) -> Tree:
             if len(shapes) == 1:
                 return tree.unflatten(blank, [x])
             stops = itertools.accumulate(map(math.prod, shapes))
@@ -580,10 +569,27 @@ class custom_vjp:  # noqa: N801 (stands where a function does)
             full = filled(new)
             if self._rule is None:
                 raise MissingRuleError(f"{self._name()} has no rule. Declare it with @f.vjp.")
-            return self._checked(full, self._rule(unpacked(ct), unpacked(out), *full, **static))
+            return self._checked(full, self._rule(parted(ct), parted(out), *full, **static))
 
-        params = {"f": lambda *new: packed(run(new)), "rule": rule}
-        return unpacked(Array(packed(out).value, custom, tuple(arrays), params, next(serials)))
+        params = {"f": joined, "rule": rule}
+        if any(getattr(x.value, "level", 0) for x in arrays):  # vmap, which goes one by one
+            return parted(custom.apply(arrays, params))
+        out = joined(*map(_constant, arrays))
+        if recording.on and any(x.serial for x in arrays):
+            out = Array(out.value, custom, arrays, params, next(serials))
+        return parted(out)
+
+    def _check(self, out: Array) -> None:
+        """Is a result of f a float, and does it depend on nothing but arguments?"""
+        if out.serial:
+            raise MissingRuleError(
+                f"{self._where}: the function closes over an Array that is being differentiated. "
+                "Pass it as an argument."
+            )
+        if out.dtype.kind != "f":
+            raise DtypeError(
+                f"{self._where}: the function returned {describe(out)}. Return floats alone."
+            )
 
     def _name(self) -> str:
         return f"{self._where}: {getattr(self._f, '__name__', repr(self._f))}"
@@ -637,14 +643,19 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
     >>> grad(checkpoint(lambda x: x**3))(2.0)
     Array(12.)
     """
-    checkpointed = custom_vjp(f, "checkpoint")
+    saved = custom_vjp(f, "checkpoint")
 
-    @checkpointed.vjp
+    @saved.vjp
     def _(ct: Tree, out: Tree, *args: Tree, **static: Any) -> tuple[Tree, ...]:
         leaves = tree.leaves(args)
         places = [i for i, x in enumerate(leaves) if _is_array(x) and x.dtype.kind == "f"]
         filled = _filled(args, places)
         again = vjp(lambda *new: f(*filled(new), **static), *(anew(leaves[i]) for i in places))
         return filled(again[1](ct))
+
+    @functools.wraps(f)
+    def checkpointed(*args: Tree, **static: Any) -> Tree:
+        mapped = any(getattr(getattr(x, "value", x), "level", 0) for x in tree.leaves(args))
+        return (f if mapped else saved)(*args, **static)  # vmap keeps what is inside
 
     return checkpointed

@@ -42,6 +42,10 @@ class CaptureError(RuntimeError):
     """A function does something that cannot be traced and replayed."""
 
 
+class CompileError(RuntimeError):
+    """A compiled plan does not compute what its function does: a fault of the compiler's."""
+
+
 class DeviceError(RuntimeError):
     """Arrays of different devices met, or a device is not there."""
 
@@ -70,12 +74,14 @@ class NonFiniteError(FloatingPointError):
 
 
 class GradientError(AssertionError):
-    """A derivative does not equal its finite difference.
+    """A derivative does not equal its finite differences, or they cannot be had.
 
     Attributes:
-        report: all that was compared until then, a :class:`mamlnp.gradcheck.Report`, if anything.
+        report: all that was compared, a :class:`mamlnp.gradcheck.Report`.
+        verdict: "wrong", "kink", "does not settle" or "not deterministic".
     """
 
-    def __init__(self, message: str, report: Any = None) -> None:
+    def __init__(self, message: str, report: Any = None, verdict: str = "wrong") -> None:
         super().__init__(message)
         self.report = report
+        self.verdict = verdict

@@ -1,13 +1,15 @@
 """Model-agnostic meta-learning: Algorithms 1-3 of Finn, Abbeel, Levine 2017.
 
 ``loss(params, batch)`` gives one number a task, shape (T,): inputs carry a leading task axis, and
-so do the parameters once each task adapts its own copy. Losses are summed over tasks, never
+so do the parameters once each task adapts its own copy. A loss written for one task becomes such a
+one by :func:`mamlnp.vmap`. Losses are summed over tasks, never
 averaged, so that alpha means what it means in the paper.
 """
 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -27,6 +29,15 @@ Loss = Callable[[Tree, Any], Array]  # (params, a batch of each task) -> (T,)
 Method = Literal["backprop", "hvp"]
 
 
+class _Watched(threading.local):
+    """What is called with every loss, params and batch in this thread (see mamlnp.debug_tasks)."""
+
+    check: Callable[[Loss, Tree, Tree], None] | None = None
+
+
+watched = _Watched()
+
+
 def num_tasks(batch: Tree) -> int:
     """The length of the task axis, which every leaf has in front."""
     return tree.leaves(batch)[0].shape[0]
@@ -42,8 +53,11 @@ def task_losses(loss: Loss, params: Tree, batch: Tree) -> Array:
     if losses.shape != (tasks,):
         raise ShapeError(
             f"loss: returned {describe(losses)} for {tasks} tasks, not shape ({tasks},). "
-            "Reduce over each task's examples only; tasks are summed here."
+            "Reduce over each task's examples only (tasks are summed here), or write the loss for "
+            "one task and pass ml.vmap(loss)."
         )
+    if watched.check is not None:
+        watched.check(loss, params, batch)
     return losses
 
 
@@ -126,7 +140,8 @@ def adapt(loss: Loss, params: Tree, support: Batch, *, inner_steps: int = 1, **h
 def meta_loss(loss: Loss, params: Tree, task: Task, **inner: Any) -> Array:
     """Every task's query loss after adaptation, (T,): L_i(theta_i') (Algorithm 1, line 8; docs,
     equation 4.2)."""
-    return task_losses(loss, adapt(loss, params, task.support, **inner), task.query)
+    theta = adapt(loss, params, task.support, **inner)
+    return task_losses(loss, theta, task.query)
 
 
 def meta_gradient(

@@ -24,7 +24,7 @@ from typing import Any
 from . import backend
 from .array import NOTHING, Array, numpy_names
 from .backend import namespaces
-from .draws import Drawer
+from .draws import Drawer, Tails
 from .errors import DeviceError, DtypeError, MissingRuleError, NonFiniteError, ShapeError
 
 registry: dict[str, "Op"] = {}
@@ -61,6 +61,8 @@ class Op:
         linear_in: the arguments in which the op is linear: the tests hold equation 2.3 of the docs
             for them.
         pattern: for a piecewise op, which piece each element is on, from the native arrays.
+        tails: what its derivatives are held against far out. Every differentiable op has it but
+            those that are linear in each argument or piecewise; a text says why another has not.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Op:
         differentiable: bool = True,
         linear_in: tuple[str, ...] = (),
         pattern: Callable[..., Any] | None = None,
+        tails: Tails | str = "",
     ) -> None:
         parameters = list(inspect.signature(forward).parameters.values())[1:]
         positional = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
@@ -89,6 +92,7 @@ class Op:
         self.shapes = shapes
         self.linear_in = linear_in
         self.pattern = pattern
+        self.tails = tails
         self.bind: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None
         self.data = {i for i, name in enumerate(self.arguments) if name in data}
 
@@ -154,11 +158,11 @@ class Op:
                 return self.apply(tuple(map(_lift, args)), params)
         if mixed:
             values = self._unified(args, values)
-            native = next((v for v in values if _stands_for_one(v)), native)
+            native = max(filter(_stands_for_one, values), key=_level, default=native)
         xp = backend.default_namespace() if native is None else namespaces.get(native.__class__)
         try:
             if xp is None:  # not an array but what stands for one, and records what is done to it
-                value = native.apply(self, values, params)
+                value = native.apply(self, args, values, params)
             else:
                 value = self.forward(xp, *values, **params)
         except (ShapeError, DeviceError):
@@ -316,6 +320,11 @@ def describe(x: Any) -> str:
 def _stands_for_one(value: Any) -> bool:
     """Is it neither a native array nor a number (see compile/)?"""
     return value.__class__ not in namespaces and hasattr(value, "dtype")
+
+
+def _level(value: Any) -> int:
+    """How deep inside mapped functions it was made (see vmap); 0 in none."""
+    return value.level
 
 
 def as_array(x: Any, *, lent: bool = False) -> Array:

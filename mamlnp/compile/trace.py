@@ -50,6 +50,7 @@ class Node:
         "args", "data", "dtype", "function", "nodes", "number", "op", "params", "shape",
     )  # fmt: skip
     __array_ufunc__ = None
+    level = 0  # it stands for no slice of anything (see vmap)
 
     def __init__(
         self,
@@ -79,15 +80,17 @@ class Node:
     def __repr__(self) -> str:
         return f"{self.op}:{self.dtype}[{','.join(map(str, self.shape))}]"
 
-    def apply(self, op: Op, values: list[Any], params: dict[str, Any]) -> Any:
+    def apply(
+        self, op: Op, args: tuple[Any, ...], values: list[Any], params: dict[str, Any]
+    ) -> Any:
         """What an op makes of values of which at least one is a Node (see Op.apply)."""
         if op is custom:  # written in ops, so it traces itself
             return op.forward(None, *map(as_node, values), **params)
-        args = tuple(as_node(v) if hasattr(v, "dtype") else v for v in values)
+        nodes = tuple(as_node(v) if hasattr(v, "dtype") else v for v in values)
         own = op.__module__.startswith(LIBRARY)  # another op of such a name is NumPy's to run
         name = op.name if own else f"{op.__module__}.{op.name}"
-        shape, dtype = _result(name, op, args, params)
-        return Node(name, args, params, shape, dtype, function=op.forward)
+        shape, dtype = _result(name, op, nodes, params)
+        return Node(name, nodes, params, shape, dtype, function=op.forward)
 
     def astype(self, dtype: Any) -> Node:
         if self.dtype == dtype:
