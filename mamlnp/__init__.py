@@ -31,6 +31,7 @@ from . import (
 from .array import Array, array
 from .autodiff import (
     checkpoint,
+    custom_vjp,
     dot,
     grad,
     hessian,
@@ -149,6 +150,7 @@ __all__ = [
     "concatenate",
     "conv2d",
     "cos",
+    "custom_vjp",
     "div",
     "debug_compile",
     "debug_nans",

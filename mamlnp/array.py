@@ -202,7 +202,7 @@ class Array:
         return repr(backend.to_host(self.value)).replace("array(", "Array(", 1)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if backend.namespaces.get(self.value.__class__, np) is not np:
+        if not self.serial and backend.namespaces.get(self.value.__class__, np) is not np:
             raise DeviceError(
                 f"asarray: this Array is on {self.device}, and NumPy would copy it unasked. Use "
                 "mamlnp's functions on it, or x.numpy() to copy it."

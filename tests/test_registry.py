@@ -437,7 +437,7 @@ def misfits_are_explained(op, draw):
 
 def called_by(op):
     """What may complain before the op itself does."""
-    return {"take": ["positions"], "rerun": ["vjp", "mul"]}.get(op.name, [])
+    return {"take": ["positions"], "custom": ["vjp", "mul"]}.get(op.name, [])
 
 
 def float_types_do_not_mix(op, draw):
