@@ -309,14 +309,15 @@ def hidden_by_rounding(rng: Rng) -> Planted:
 
 
 @kind
-def a_mistake_in_deterministic_noise(rng: Rng) -> Planted:
-    op, _ = elementwise(rng, right=rng.random() < 0.3)
+def noise_that_repeats(rng: Rng) -> Planted:
+    op, order, verdicts = drawn(rng)
     size = 10 ** rng.uniform(-7, -2)
 
     def noise(x: Any) -> Any:
         return ml.stop_gradient(size * ml.sin(1e16 * ml.sin(1e3 * x)))
 
-    return Planted(lambda x: op(x) + noise(x), (point(rng),), 1, UNSETTLED)
+    true = UNSETTLED if size > 1e-5 else (verdicts if order == 1 else RIGHT) | UNSETTLED
+    return Planted(lambda x: op(x) + noise(x), (point(rng),), 1, true)
 
 
 @kind
