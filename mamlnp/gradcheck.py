@@ -511,7 +511,10 @@ class _Line:
         twice = (256 * once[1:] - once[:-1]) / 255
         apart = abs(np.diff(twice))
         longer = np.nan_to_num([0.0, *apart[:-1]])  # the longest has no longer one
-        return twice[:-1], np.maximum(longer, apart) + self.rounding(STEPS[2:-1])
+        spread = np.maximum(longer, apart) + self.rounding(STEPS[2:-1])
+        for _ in range(2):  # noise is a quarter of what it is at a quarter of the step: no luck
+            spread[:-1] = np.fmax(spread[:-1], spread[1:] / 4)
+        return twice[:-1], spread
 
     def settled(self) -> tuple[float, float]:
         """The extrapolation that moves least, and by how much.
@@ -546,7 +549,7 @@ class _Line:
         changes = self.changes()[~np.isnan(self.differences)]
         rounding = changes[len(changes) // 2 :].max(initial=0)
         known = len(changes) > 9 and rounding <= 1e3 * np.finfo(np.float64).eps * self.point.scale
-        return bool(known and changes.max() <= 20 * rounding)
+        return bool(known and changes.max() <= 20 * max(rounding, self.rounding(1.0)))
 
 
 def _compare(
@@ -624,10 +627,10 @@ def _along(
     error = gap / size if size else gap
     found = Comparison(
         *label,
-        numeric=value,
+        numeric=float(value),
         exact=exact,
-        error=error if math.isfinite(error) else math.inf,
-        bound=bound / size if size else bound,
+        error=float(error) if math.isfinite(error) else math.inf,
+        bound=float(bound / size if size else bound),
         kinks=line.kinks,
         verdict=verdict,
         problem=problem,
