@@ -2,8 +2,8 @@
 
 Order 1 holds the pullback of f against differences of f; order k holds the pullback of the
 (k-1)-th pullback against differences of that. With random weights w and a random direction d,
-phi(t) = <w, f(x + t d)> has the derivative <J'w, d> by the rules, and central differences
-(docs, equation 3.3) whose step shrinks until they settle (equation 3.4). How far they still move
+phi(t) = <w, f(x + t d)> has the derivative <J'w, d> by the rules. Its central differences (docs,
+equation 3.3) take a step that shrinks until they settle (equation 3.4). How far they still move
 then is the bound on their own error, and five verdicts follow:
 
 - right, wrong: the differences are known to the tolerance, and agree with the rules or do not;
