@@ -5,6 +5,8 @@ Each one also is the built-in error a NumPy user would expect to catch.
 
 from typing import Any
 
+import numpy as np
+
 
 class ShapeError(ValueError):
     """Shapes do not fit together."""
@@ -35,6 +37,19 @@ class DataError(ValueError):
 
 class MissingPackageError(ImportError, ValueError):
     """An optional package is not installed."""
+
+
+def check_rng(where: str, rng: Any) -> None:
+    """Refuse what cannot be drawn from.
+
+    Raises:
+        TypeError: it is no generator of NumPy's.
+    """
+    if not isinstance(rng, np.random.Generator):
+        seed = rng if isinstance(rng, int) else 0
+        raise TypeError(
+            f"{where}: rng is {rng!r:.80}, not a generator. Pass numpy.random.default_rng({seed})."
+        )
 
 
 class NonFiniteError(FloatingPointError):

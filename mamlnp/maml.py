@@ -8,6 +8,7 @@ averaged, so that alpha means what it means in the paper.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -88,6 +89,11 @@ def inner_loop(
             f"adapt: inner_lr is {inner_lr!r} and inner_optimizer {inner_optimizer!r}. "
             "Pass exactly one of them."
         )
+    if isinstance(support, Task):
+        raise TypeError(
+            "adapt: support is a Task, not a Batch. Pass its support set, task.support."
+        )
+    check_rate(inner_lr)
     theta = per_task(params, num_tasks(support))
     state = inner_optimizer.init(theta) if inner_optimizer else {}
     while True:
@@ -98,6 +104,29 @@ def inner_loop(
             theta, state = inner_optimizer.update(theta, grads, state)
         else:
             theta = descend(theta, grads, inner_lr)
+
+
+def check_steps(inner_steps: int) -> None:
+    """Refuse what is no number of steps.
+
+    Raises:
+        ValueError: it is negative or not whole.
+    """
+    if not hasattr(inner_steps, "__index__") or inner_steps < 0:
+        raise ValueError(f"adapt: inner_steps is {inner_steps!r}. Pass a whole number, 0 or more.")
+
+
+def check_rate(inner_lr: Tree) -> None:
+    """Refuse an alpha that climbs the loss or leads nowhere.
+
+    Raises:
+        ValueError: a number in it is negative, NaN or infinite.
+    """
+    for path, alpha in tree.items(inner_lr):
+        if isinstance(alpha, int | float) and not 0 <= alpha < math.inf:
+            raise ValueError(
+                f"adapt: inner_lr{path} is {alpha}. Pass a finite number that is not negative."
+            )
 
 
 def adapt(loss: Loss, params: Tree, support: Batch, *, inner_steps: int = 1, **how: Any) -> Tree:
@@ -118,15 +147,24 @@ def adapt(loss: Loss, params: Tree, support: Batch, *, inner_steps: int = 1, **h
 
     Raises:
         ShapeError: the loss is not of shape (T,).
-        ValueError: there is not exactly one of inner_lr and inner_optimizer.
+        TypeError: support is a Task.
+        ValueError: there is not exactly one of inner_lr and inner_optimizer, a number in inner_lr
+            is negative, or inner_steps is.
     """
+    check_steps(inner_steps)
     return next(itertools.islice(inner_loop(loss, params, support, **how), inner_steps, None))
 
 
 def meta_loss(loss: Loss, params: Tree, task: Task, **inner: Any) -> Array:
     """Every task's query loss after adaptation, (T,): L_i(theta_i') (Algorithm 1, line 8; docs,
     equation 4.2)."""
+    _check_task(task)
     return task_losses(loss, adapt(loss, params, task.support, **inner), task.query)
+
+
+def _check_task(task: Any) -> None:
+    if isinstance(task, Batch):
+        raise TypeError("meta_loss: task is a Batch, not a Task. Pass Task(support, query).")
 
 
 def meta_gradient(
@@ -209,6 +247,9 @@ def _explicit_product(
             "meta_gradient: method 'hvp' is for plain gradient descent, but there is an "
             "inner_optimizer or no inner_lr. Pass inner_lr, or use method 'backprop'."
         )
+    _check_task(task)
+    check_steps(inner_steps)
+    check_rate(inner_lr)
     support = total(loss, task.support)
     path = [per_task(params, num_tasks(task.support))]
     for _ in range(inner_steps):

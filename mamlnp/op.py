@@ -319,7 +319,8 @@ def as_array(x: Any) -> Array:
     """``x`` as an Array, sharing memory where it can."""
     if x.__class__ is Array:
         return x
-    x = _lift(x)
+    if not backend.is_scalar(x) or x.dtype.kind not in "fiub":  # a scalar of NumPy's keeps its type
+        x = _lift(x)
     return x if x.__class__ is Array else Array(backend.default_namespace().asarray(x))
 
 
@@ -329,10 +330,12 @@ def _lift(x: Any) -> Any:
         return x
     if isinstance(x, list | tuple):
         x = backend.to_device([_lift(element) for element in x])
+    elif not backend.is_native(x) and hasattr(x, "__array__"):  # of another library's
+        x = backend.to_device(x.__array__())
     if backend.is_native(x) and x.dtype.kind in "fiub":
         if backend.is_scalar(x):
             return float(x) if x.dtype.kind == "f" else x.item()
-        return Array(x)
+        return Array(x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("=")))
     raise DtypeError(
         f"array: {describe(x)} of type {type(x).__name__} is not an array of real numbers. "
         "Pass floats, integers or booleans."
