@@ -342,7 +342,7 @@ def images(folder: str, *names: bytes) -> None:
     for name in names:
         pixels = np.frombuffer(name.ljust(64, b"."), np.uint8).reshape(8, 8)
         Image.fromarray(pixels).save(f"{folder}/new.png")
-        os.rename(f"{folder}/new.png".encode(), f"{folder}/".encode() + name)
+        os.rename(f"{folder}/new.png", os.fsencode(folder) + b"/" + name)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names there are text")
@@ -414,10 +414,10 @@ def test_ctrl_c_while_importing_is_a_line() -> None:
     program = (
         "import builtins, runpy, sys\n"
         "usual = builtins.__import__\n"
-        "def stopped(name, *rest):\n"
+        "def stopped(name, *rest, **more):\n"
         "    if name == 'tyro':\n"
         "        raise KeyboardInterrupt\n"
-        "    return usual(name, *rest)\n"
+        "    return usual(name, *rest, **more)\n"
         "builtins.__import__ = stopped\n"
         "sys.argv = ['mamlnp', '--version']\n"
         "runpy.run_module('mamlnp', run_name='__main__')\n"

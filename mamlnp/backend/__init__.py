@@ -152,8 +152,8 @@ def _cuda() -> Any:
     found = importlib.import_module(f"{__name__}.cuda")
     if found.cupy is None:
         raise DeviceError(
-            "cuda: needs CuPy, which is not installed. Run: pip install 'mamlnp[cuda]' for CUDA "
-            "12, 'mamlnp[cuda13]' for CUDA 13."
+            "cuda: needs CuPy, which is not installed. Run: pip install cupy-cuda12x for CUDA "
+            "12, cupy-cuda13x for CUDA 13."
         )
     try:
         count = found.cupy.cuda.runtime.getDeviceCount()
