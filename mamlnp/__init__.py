@@ -4,7 +4,8 @@ To read the code, follow the order in which each module imports only from those 
 
 ``errors``, ``backend`` (the seam to NumPy and numba), ``array`` (a value and how it was made),
 ``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``tree``, ``autodiff``
-(vjp, grad, hvp), ``compile`` (trace once, replay fast), ``losses``, ``optim``, ``nn``, ``tasks``,
+(vjp, grad, hvp), ``compile`` (trace once, replay fast), ``vmap`` (one
+example's function for all of them), ``losses``, ``optim``, ``nn``, ``tasks``,
 ``maml`` (Algorithms 1-3), ``ranks`` and ``parallel`` (a meta-batch over processes and threads),
 ``gradcheck``, ``checks``,
 ``runs``, ``plots``, ``learner`` (theta, ready to adapt), ``rl`` (Algorithm 3, and its
@@ -41,8 +42,8 @@ from .autodiff import (
     vjp,
 )
 from .backend import to_device, to_host, using_device, using_kernels
-from .compile import compile as compile
-from .gradcheck import check_grads, check_hvp, check_meta_gradient
+from .compile import compile as compile, debug_compile
+from .gradcheck import check_grads, check_hvp, check_meta_gradient, debug_tasks
 from .op import debug_nans
 from .ops.elementwise import (
     abs as abs,
@@ -120,7 +121,9 @@ from .tasks import (
     miniimagenet,  # noqa: F401
     omniglot,  # noqa: F401
     sinusoid,  # noqa: F401
+    strokes,  # noqa: F401
 )
+from .vmap import vmap as vmap
 
 if TYPE_CHECKING:
     from . import initialisations, rl
@@ -149,7 +152,9 @@ __all__ = [
     "conv2d",
     "cos",
     "div",
+    "debug_compile",
     "debug_nans",
+    "debug_tasks",
     "dot",
     "einsum",
     "equal",
@@ -227,6 +232,7 @@ __all__ = [
     "value_and_grad",
     "var",
     "vjp",
+    "vmap",
     "where",
     "zeros_like",
 ]

@@ -16,7 +16,7 @@ from typing import Any
 from . import tree
 from .array import NOTHING, Array
 from .draws import Draw, Drawn, one
-from .errors import DtypeError, MissingRuleError, ShapeError
+from .errors import DtypeError, MissingRuleError, ShapeError, TapeError
 from .op import Op, as_array, describe, op, recording, serials
 from .ops.elementwise import add, astype, mul, one_hot, ones_like, zeros_like
 from .ops.gather import numbering
@@ -62,7 +62,7 @@ def _aliases(where: str, primals: dict[int, Tree]) -> dict[int, Tree]:
 
 
 def _constant(x: Any) -> Any:
-    return Array(x.value) if isinstance(x, Array) else x
+    return Array(x.value) if isinstance(x, Array) and x.serial else x
 
 
 class _Trace:
@@ -80,6 +80,10 @@ class _Trace:
         outer, recording.on = recording.on, True
         try:
             out = f(*aliases.values())
+        except ValueError as error:
+            if isinstance(error.__cause__, TapeError):  # NumPy's words for a float(x) that failed
+                raise error.__cause__ from None
+            raise
         finally:
             recording.on = outer
         self.outputs = tree.leaves(out)
@@ -142,7 +146,8 @@ class _Trace:
                     node.forget()
         finally:
             recording.on = outer
-        return [sums.get(serial) for serial in self._ends]
+        found = [sums.get(serial) for serial in self._ends]
+        return found if record else [_constant(ct) for ct in found]
 
     def _spread(self, node: Array, ct: Array, sums: dict[int, Array]) -> None:
         """One step back: add what the node's rules give to its inputs' cotangents."""
@@ -312,10 +317,7 @@ def jvp(f: Callable[..., Any], primals: Sequence[Tree], tangents: Sequence[Tree]
     """
     out, pullback = vjp(f, *primals)
     _, transposed = vjp(lambda u: pullback(u), tree.map(zeros_like, out))
-    (tangent,) = transposed(tuple(tangents))
-    # The first tape is older than the second, which therefore recorded; outermost, in vain.
-    enclosed = any(getattr(x, "serial", 0) for x in tree.leaves([out, *tangents]))
-    return out, tangent if enclosed else tree.map(_constant, tangent)
+    return out, transposed(tuple(tangents))[0]
 
 
 def hvp(f: Callable[..., Any], primal: Tree, tangent: Tree) -> Tree:
@@ -385,7 +387,7 @@ def stop_gradient(x: Tree) -> Tree:
     >>> grad(lambda x: x * stop_gradient(x))(3.0)
     Array(3.)
     """
-    return tree.map(lambda leaf: Array(as_array(leaf).value), x)
+    return tree.map(lambda leaf: as_array(leaf).constant(), x)
 
 
 def _draw_rerun(d: Draw) -> Drawn:
@@ -393,7 +395,7 @@ def _draw_rerun(d: Draw) -> Drawn:
     return (d.array(shape), d.array(shape)), {"f": lambda a, b: a * a * b}
 
 
-@op(draw=_draw_rerun)
+@op(draw=_draw_rerun, tails="those of what it runs")
 def rerun(xp: Any, *arrays: Any, f: Callable[..., Array]) -> Any:
     """f of the arrays, remembering only the arrays: its rule runs f again to differentiate it."""
     return f(*map(Array, arrays)).value
@@ -420,6 +422,8 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
 
     def checkpointed(*args: Tree) -> Tree:
         arrays = [as_array(x) for x in tree.leaves(args)]
+        if any(getattr(x.value, "level", 0) for x in arrays):  # vmap, which keeps what is inside
+            return f(*args)
         empty = tree.map(lambda _: 0, args)
 
         def flat(*leaves: Array) -> Array:

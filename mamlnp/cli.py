@@ -1,5 +1,6 @@
 """usage: mamlnp COMMAND ...
 
+    train strokes        meta-train a convolutional network on made-up handwriting: no download
     train sine           meta-train a small network on sine waves (Finn et al. 2017, section 5.1)
     train omniglot       meta-train a convolutional network on handwritten characters (section 5.2)
     train miniimagenet   the same on photographs, in one of mini-ImageNet's layouts
@@ -53,7 +54,16 @@ from .backend import using_device
 from .backend.generated import cache_folder
 from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
 from .errors import DataError, DeviceError, GradientError, MissingPackageError
-from .experiments import EXPERIMENTS, PLACES, command, experiment, reinforcement, sine
+from .experiments import (
+    EXPERIMENTS,
+    PLACES,
+    command,
+    elsewhere,
+    experiment,
+    reinforcement,
+    sine,
+)
+from .experiments.classification import Elsewhere
 from .experiments.loop import Interrupted, check_settings, diverged
 from .experiments.scores import as_records
 from .gradcheck import check_grads
@@ -90,13 +100,16 @@ class RunOptions:
 @dataclass(frozen=True)
 class Evaluate:
     """Score a run's best parameters on test tasks; the rows go to evaluation.json in its folder
-    (by other statistics than transductive ones: evaluation-support.json, -per-query.json).
+    (by other statistics than transductive ones: evaluation-support.json, -per-query.json; on other
+    classes: evaluation-omniglot.json).
 
     Attributes:
         run: a run's folder, an exported file, or the name of an initialisation that comes with
             mamlnp, such as omniglot-5w1s, which is made a run of in the folder runs.
         json: write the rows here too.
         tasks: how many test tasks; 600 if not given, of reinforcement learning 200.
+        on: score it on the held-out classes of another experiment, such as a run of strokes on
+            those of omniglot.
         data: where the data set is, if not where it was in training.
         device: where to compute, "cpu" or "cuda"; as in training if not given.
         batch_norm: whose statistics normalise the query images: all queries' together
@@ -109,6 +122,7 @@ class Evaluate:
     run: tyro.conf.Positional[str]
     json: Path | None = None
     tasks: int | None = None
+    on: str | None = None
     data: Path | None = None
     device: Literal["cpu", "cuda"] | None = None
     batch_norm: BatchNorm | None = None
@@ -489,25 +503,30 @@ def _evaluate(asked: Evaluate) -> None:
     if asked.tasks is not None and asked.tasks < 2:
         raise DataError(f"--tasks: {asked.tasks} give no interval. Pass at least 2.")
     module = experiment(run.experiment, run.path)
-    how = {"tasks": asked.tasks, "batch_norm": asked.batch_norm, "baselines": asked.baselines}
-    how = {name: value for name, value in how.items() if value}
+    options = ("tasks", "batch_norm", "baselines", "on")
+    how: dict[str, Any] = {name: given for name in options if (given := getattr(asked, name))}
     for name in how.keys() - inspect.signature(module.evaluate).parameters.keys():
         option = name.replace("_", "-")
         raise DataError(f"--{option}: not of {run.experiment}. Leave it out.")
     config = run.config_as(module.Config)
+    scored_on = elsewhere(run, asked.on) if asked.on else Elsewhere(run.experiment, config)
     if asked.data is not None:
-        if not hasattr(config, "data"):
-            raise DataError(f"--data: {run.experiment} has none. Leave it out.")
-        config = replace(config, data=asked.data)
+        if not hasattr(scored_on.config, "data"):
+            raise DataError(f"--data: {scored_on.experiment} has none. Leave it out.")
+        scored_on = scored_on._replace(config=replace(scored_on.config, data=asked.data))
     if asked.device == "cuda" and not hasattr(config, "device"):
         raise DataError(f"--device: {run.experiment} is computed on the CPU. Leave it out.")
     stored = run.path / EVALUATION
+    if asked.on:
+        stored = stored.with_stem(f"{stored.stem}-{asked.on}")
     if asked.batch_norm not in (None, "transductive"):
         stored = stored.with_stem(f"{stored.stem}-{asked.batch_norm}")
     for path in (written := list(filter(None, (stored, asked.json)))):
         check_file(path)
     with using_device(str(asked.device or getattr(config, "device", "cpu"))):
-        table, text = module.evaluate(config, run, module.load(config), **how)
+        data = EXPERIMENTS[scored_on.experiment].load(scored_on.config)
+        other = {"on": scored_on} if asked.on else {}
+        table, text = module.evaluate(config, run, data, **how | other)
         print(text)
         record = {
             "command": command(run),
@@ -614,19 +633,24 @@ def _check(asked: Check) -> int:
     for row in checks.all_rows(asked.order, asked.op):
         table.append(row)
         errors = "".join(f"{error:>10.1e}" for error in row.errors) if row.errors else ""
-        verdict = "right" if row.passed else "WRONG"
+        verdict = row.verdict if row.passed else row.verdict.upper()
         print(f"{row.name:28}{errors:{10 * asked.order}}  {verdict}  {row.note}", flush=True)
     if not table:
         names = ", ".join(checks.names())
         raise DataError(f"--op: there is no {asked.op!r} to check. Pass one of: {names}.")
-    failed = [row.name for row in table if not row.passed]
-    print(
-        f"{len(table) - len(failed)} right, {len(failed)} wrong{': ' if failed else ''}"
-        f"{', '.join(failed)}; largest relative error by order against central differences"
-    )
+    found: dict[str, list[str]] = {"right": [], "wrong": []}
+    for row in table:
+        found.setdefault(row.verdict, []).append(row.name)
+    held = found.pop("not compared", [])
+    said = [f"{len(found.pop('right'))} right"]
+    said += [
+        f"{len(names)} {v}{': ' if names else ''}{', '.join(names)}" for v, names in found.items()
+    ]
+    said += [f"{len(held)} not differentiable, not compared"] if held else []
+    print(", ".join(said) + "; the largest relative error by order against finite differences")
     if asked.json is not None:
         _write_json(asked.json, {"versions": versions(), "rows": [row._asdict() for row in table]})
-    return 1 if failed else 0
+    return 0 if all(row.passed for row in table) else 1
 
 
 def _check_function(asked: Check) -> int:
@@ -640,24 +664,27 @@ def _check_function(asked: Check) -> int:
         raise DataError(f"--args: {len(args)} given to {asked.function}: {error}.") from error
     wrong = ""
     try:
-        with np.errstate(all="ignore"):  # what is not finite is said in words
-            report = check_grads(_located(f, asked.function), args, asked.order)
+        report = check_grads(_located(f, asked.function), args, asked.order)
     except GradientError as error:
-        if error.report is None:  # nothing is wrong, but there is nothing to compare with
+        if error.verdict != "wrong":  # nothing is, but there is nothing to compare with
             raise DataError(str(error)) from error
         report, wrong = error.report, str(error)
     found = report.comparisons
     print(f"{'order':5} {'argument':32}{'differences':>16}{'exact':>16}{'error':>10}  verdict")
     for row in found:
-        kinks = f", {row.kinks} kinks redrawn" if row.kinks else ""
+        kinks = f", {row.kinks} differences left out at kinks" if row.kinks else ""
         print(
             f"{row.order:<5} {row.argument:32}{row.numeric:16.8g}{row.exact:16.8g}"
-            f"{row.error:10.1e}  {'right' if row.passed else 'WRONG'}{kinks}"
+            f"{row.error:10.1e}  {row.verdict if row.passed else row.verdict.upper()}{kinks}"
         )
+    held = report.not_compared
+    if held:
+        print(f"{len(held)} not differentiable, not compared: {', '.join(held)}")
     print(wrong or f"{asked.function}: right to order {asked.order}")
     if asked.json is not None:
         rows = [asdict(row) for row in found]
-        _write_json(asked.json, {"versions": versions(), "rows": rows, "wrong": wrong})
+        record = {"rows": rows, "wrong": wrong, "not_compared": held}
+        _write_json(asked.json, {"versions": versions(), **record})
     return 1 if wrong else 0
 
 

@@ -1,14 +1,15 @@
 """Model-agnostic meta-learning: Algorithms 1-3 of Finn, Abbeel, Levine 2017.
 
 ``loss(params, batch)`` gives one number a task, shape (T,): inputs carry a leading task axis, and
-so do the parameters once each task adapts its own copy. Losses are summed over tasks, never
+so do the parameters once each task adapts its own copy. A loss written for one task becomes such a
+one by :func:`mamlnp.vmap`. Losses are summed over tasks, never
 averaged, so that alpha means what it means in the paper.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -20,12 +21,21 @@ from .op import as_array, describe
 from .ops.elementwise import add, mul, neg, sub, zeros_like
 from .ops.reduce import sum
 from .ops.shape import broadcast_to
-from .optim import Optimizer
+from .optim import Optimizer, check_rate, check_steps
 from .tasks import Batch, Task
 
 Tree = Any
 Loss = Callable[[Tree, Any], Array]  # (params, a batch of each task) -> (T,)
 Method = Literal["backprop", "hvp"]
+
+
+class _Watched(threading.local):
+    """What is called with every loss, params and batch in this thread (see mamlnp.debug_tasks)."""
+
+    check: Callable[[Loss, Tree, Tree], None] | None = None
+
+
+watched = _Watched()
 
 
 def num_tasks(batch: Tree) -> int:
@@ -43,8 +53,11 @@ def task_losses(loss: Loss, params: Tree, batch: Tree) -> Array:
     if losses.shape != (tasks,):
         raise ShapeError(
             f"loss: returned {describe(losses)} for {tasks} tasks, not shape ({tasks},). "
-            "Reduce over each task's examples only; tasks are summed here."
+            "Reduce over each task's examples only (tasks are summed here), or write the loss for "
+            "one task and pass ml.vmap(loss)."
         )
+    if watched.check is not None:
+        watched.check(loss, params, batch)
     return losses
 
 
@@ -106,29 +119,6 @@ def inner_loop(
             theta = descend(theta, grads, inner_lr)
 
 
-def check_steps(inner_steps: int) -> None:
-    """Refuse what is no number of steps.
-
-    Raises:
-        ValueError: it is negative or not whole.
-    """
-    if not hasattr(inner_steps, "__index__") or inner_steps < 0:
-        raise ValueError(f"adapt: inner_steps is {inner_steps!r}. Pass a whole number, 0 or more.")
-
-
-def check_rate(inner_lr: Tree) -> None:
-    """Refuse an alpha that climbs the loss or leads nowhere.
-
-    Raises:
-        ValueError: a number in it is negative, NaN or infinite.
-    """
-    for path, alpha in tree.items(inner_lr):
-        if isinstance(alpha, int | float) and not 0 <= alpha < math.inf:
-            raise ValueError(
-                f"adapt: inner_lr{path} is {alpha}. Pass a finite number that is not negative."
-            )
-
-
 def adapt(loss: Loss, params: Tree, support: Batch, *, inner_steps: int = 1, **how: Any) -> Tree:
     """theta', after some steps of the inner loop.
 
@@ -159,7 +149,8 @@ def meta_loss(loss: Loss, params: Tree, task: Task, **inner: Any) -> Array:
     """Every task's query loss after adaptation, (T,): L_i(theta_i') (Algorithm 1, line 8; docs,
     equation 4.2)."""
     _check_task(task)
-    return task_losses(loss, adapt(loss, params, task.support, **inner), task.query)
+    theta = adapt(loss, params, task.support, **inner)
+    return task_losses(loss, theta, task.query)
 
 
 def _check_task(task: Any) -> None:

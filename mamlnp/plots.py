@@ -158,7 +158,8 @@ def classification_curve(run: Run) -> None:
         )
         bottom.set_ylabel("accuracy on\nvalidation classes (%)")
         queries, steps = (run.config.get(name) for name in ("num_queries", "eval_steps"))
-        note = f"{queries} queries a class, after {steps} gradient steps, transductive batch norm"
+        asked = f"{queries} {'query' if queries == 1 else 'queries'} a class"
+        note = f"{asked}, after {steps} gradient steps, transductive batch norm"
         bottom.set_title(note, fontsize=8, color=GREY, loc="left")
         bottom.set_ylim(top=min(101, bottom.get_ylim()[1]))
         bottom.legend(loc="best", fontsize=8)
@@ -481,6 +482,27 @@ def _apart(wanted: np.ndarray, gap: float, high: float) -> np.ndarray:
     for i in reversed(range(len(places) - 1)):
         places[i] = min(places[i], places[i + 1] - gap)
     return places
+
+
+def image_rows(path: Path, rows: Mapping[str, npt.NDArray[np.uint8]], title: str) -> None:
+    """Rows of images, ink white on black, each with its name before it.
+
+    Args:
+        path: the picture.
+        rows: for each name uint8 (images, height, width), of all names equally many.
+        title: above them.
+    """
+    longest = max(len(images) for images in rows.values())
+    with _figure(path, 1.2 + 0.4 * longest, 0.45 + 0.45 * len(rows)) as figure:
+        figure.suptitle(title, fontsize=10)
+        for axes, (name, images) in zip(
+            np.atleast_1d(figure.subplots(len(rows))), rows.items(), strict=True
+        ):
+            framed = np.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=90)
+            axes.imshow(np.concatenate(framed, axis=1), cmap="gray", vmin=0, vmax=255)
+            axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=DARK)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
 
 
 def episode(

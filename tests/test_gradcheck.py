@@ -11,7 +11,7 @@ import mamlnp as ml
 from mamlnp import array, check_grads, check_hvp, check_meta_gradient, maml
 from mamlnp.autodiff import checkpoint, stop_gradient
 from mamlnp.draws import Draw, one
-from mamlnp.errors import GradientError, MissingRuleError
+from mamlnp.errors import GradientError, MissingRuleError, ShapeError
 from mamlnp.gradcheck import TOLERANCES
 from mamlnp.op import Op, registry
 from mamlnp.ops.elementwise import cos, greater, less, neg, sin, where
@@ -335,12 +335,12 @@ def test_a_point_on_a_kink_is_left_a_little(f, at):
 
 def test_a_point_where_every_direction_kinks_is_told_from_an_error():
     def teeth(x):
-        return ml.relu(ml.sin(x * 1e8)).sum()
+        return ml.relu(ml.sin(x * 1e15)).sum()
 
     message = failure(teeth, [np.linspace(0, 1, 50)], 1)
     assert re.fullmatch(
-        "check_grads: teeth: argument x, order 1: all [0-9]+ directions cross a kink, "
-        "where no finite difference means anything. Choose another point.",
+        "check_grads: teeth: argument x, order 1: all differences cross a kink, where they mean "
+        "nothing. Choose another point.",
         message,
     )
 
@@ -529,7 +529,7 @@ def test_a_function_that_is_not_finite_is_no_wrong_rule():
     for f, x in ((np.log, [1.0, -1.0]), (np.sqrt, [0.0, 1.0]), (np.exp, [1e3])):
         with np.errstate(all="ignore"), pytest.raises(GradientError, match="not finite") as caught:
             check_grads(f, [np.array(x)])
-        assert caught.value.report is None
+        assert caught.value.verdict == "does not settle"
 
 
 # ---- random programs
@@ -542,8 +542,11 @@ def test_random_programs_are_right_to_third_order(data):
     def f(*inputs):
         return program(*inputs)
 
+    args = program.arguments(data.draw(seeds, "numbers"), ties=False)
     try:
-        check_grads(f, program.arguments(data.draw(seeds, "numbers"), ties=False), 3)
+        check_grads(f, args, 3)
     except GradientError as error:
-        if "cross a kink" not in str(error):  # whichever way one looks
+        if error.verdict != "kink":  # whichever way one looks
             raise
+    except ShapeError:  # nothing to compare
+        assert not all(y.size for y in ml.tree.leaves([args, f(*args)]))

@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_one_number_a_task_is_refused(reduced, method):
     ):
         with pytest.raises(ShapeError, match=r"loss: returned float64\[.*\] for 3 tasks"):
             f()
-        assert recording.on
+        assert not recording.on
 
 
 # ---- tasks are summed

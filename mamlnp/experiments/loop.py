@@ -42,7 +42,7 @@ class Schedule(Protocol):
     def validate_every(self) -> int: ...
 
 
-MAY_BE_ZERO = ("seed", "split_seed", "head_std", "baseline_iterations")
+MAY_BE_ZERO = ("seed", "split_seed", "alphabet_seed", "head_std", "baseline_iterations")
 
 
 def check_settings(config: Any) -> None:
@@ -74,7 +74,7 @@ def train(
     validate: Validation | None = None,
     resume: bool = False,
     ranks: Ranks | None = None,
-) -> None:
+) -> Tree:
     """Run the meta-iterations of a run, from its checkpoint if ``resume``.
 
     What a step takes is drawn from its own number, so a resumed run is bit for bit the unbroken
@@ -96,6 +96,9 @@ def train(
         resume: whether the run goes on from its checkpoint.
         ranks: the processes that do all this together, of which the first writes.
 
+    Returns:
+        The best state.
+
     Raises:
         Interrupted: after Ctrl-C, with everything saved.
         DataError: a number of the steps is not finite any more, another process trains in the
@@ -103,7 +106,7 @@ def train(
     """
     ranks = ranks or Ranks()
     with run.locked() if ranks.writes else nullcontext():
-        _train(run, schedule, init, draw, step, eager_step, validate, ranks, resume=resume)
+        return _train(run, schedule, init, draw, step, eager_step, validate, ranks, resume=resume)
 
 
 def _train(
@@ -117,7 +120,7 @@ def _train(
     ranks: Ranks,
     *,
     resume: bool,
-) -> None:
+) -> Tree:
     iterations, validate_every = schedule.meta_iterations, schedule.validate_every
     start, seconds = 0, 0.0
     best: dict[str, Any] = {"iteration": None, "score": None}
@@ -227,6 +230,7 @@ def _train(
                     f"stopped after {done} of {iterations} meta-iterations. Continue with: "
                     f"mamlnp train {run.experiment} --resume {run.path}"
                 )
+    return best_state
 
 
 def _not_finite(numbers: dict[str, Any]) -> str:
@@ -334,13 +338,18 @@ def best_state(run: Run) -> Best:
     best, done = checkpoint.meta["best"], checkpoint.iteration
     validated = best["score"] is not None
     state = checkpoint.arrays["best" if validated else "state"]
-    which = f"{best['iteration']}, best of {done} on validation tasks" if validated else f"{done}"
+    tasks = "validation tasks"
+    if number := run.config.get("validation_tasks"):
+        tasks = f"{number} {tasks}"
+    which = f"{best['iteration']}, best of {done} on {tasks}" if validated else f"{done}"
     if done < (asked := run.config.get("meta_iterations", done)):
         which += f" (of {asked} that were asked for)"
     about = (
         f"{run.path}: parameters of meta-iteration {which}; trained for "
         f"{checkpoint.meta['wall_seconds']:.0f} s"
     )
+    if done < (planned := run.config.get("meta_iterations", done)):
+        about += f"; stopped after {done:,} of {planned:,} meta-iterations"
     return Best(from_host(state), about)
 
 
