@@ -446,11 +446,29 @@ def test_a_name_that_comes_with_the_package_is_scored_like_a_run(
     assert "runs/omniglot-5w1s: holds another run" in capsys.readouterr().err
 
 
-def test_a_training_that_diverges_does_not_end_as_if_it_were_done(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        ([4.0, 1.0, 0.5], ""),
+        (
+            [4.0, 1.0, 4e15],
+            "done, but the training diverged: its loss was 4 to begin with and is 4e+15",
+        ),
+        ([4.0], ""),
+        ([], ""),
+    ],
+)
+def test_a_training_that_diverged_does_not_end_as_if_it_were_done(
+    losses: list[float], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    assert run("train", "sine", *TINY, "--meta-lr", "0.5") == 0
-    assert "done, but the training diverged: its loss was" in capsys.readouterr().out
+    def train(config: Any, run: Any, *_: Any, **__: Any) -> None:
+        for n, loss in enumerate(losses):
+            run.log(n, {"train_loss": loss})
+
+    monkeypatch.setattr(sine, "train", train)
+    assert run("train", "sine", "--out", "run") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(says or "done. ") and last.endswith("mamlnp evaluate run")
 
 
 def test_a_run_that_was_stopped_says_of_how_many(capsys: pytest.CaptureFixture[str]) -> None:
@@ -458,4 +476,6 @@ def test_a_run_that_was_stopped_says_of_how_many(capsys: pytest.CaptureFixture[s
     config = Path("run/config.json")
     config.write_text(config.read_text().replace('"meta_iterations": 4', '"meta_iterations": 9000'))
     assert run("evaluate", "run", "--tasks", "5") == 0
-    assert "best of 4 on validation tasks (of 9000 that were asked for)" in capsys.readouterr().out
+    assert (
+        "best of 4 on 5 validation tasks (of 9000 that were asked for)" in capsys.readouterr().out
+    )

@@ -308,7 +308,10 @@ def _numbers(found: list[Any]) -> np.ndarray:
 def diverged(run: Run) -> str:
     """What to say of a training whose loss ended above twice what it began with; nothing of
     others."""
-    with (run.path / METRICS).open(encoding="utf-8", newline="") as file:
+    path = run.path / METRICS
+    if not path.exists():
+        return ""
+    with path.open(encoding="utf-8", newline="") as file:
         found = [float(row.get("train_loss", "nan")) for row in csv.DictReader(file)]
     if not found or not found[-1] > 2 * found[0] > 0:
         return ""
