@@ -542,6 +542,7 @@ def episode(
         axes = figure.add_axes((0, 0, 1, 1))
 
         def write(x: float, y: float, text: str, size: float, **how: Any) -> None:
+            text = text.encode("utf-8", "replace").decode("utf-8")  # a class's name may be none
             axes.text(x, y, text, fontsize=size, va="top", parse_math=False, **how)
 
         def draw(image: np.ndarray, x: float, y: float) -> None:
