@@ -127,8 +127,10 @@ from .tasks import (
 from .vmap import vmap as vmap
 
 if TYPE_CHECKING:
-    from . import initialisations
+    from . import initialisations, rl
     from .initialisations import load
+
+    __version__: str
 
 __all__ = [
     "Array",
@@ -205,6 +207,7 @@ __all__ = [
     "ravel",
     "relu",
     "reshape",
+    "rl",
     "sigmoid",
     "sign",
     "sin",
@@ -243,4 +246,12 @@ def __getattr__(name: str) -> _Any:
     if name in ("load", "initialisations"):
         module = _import_module(".initialisations", __name__)
         return module.load if name == "load" else module
+    if name == "rl":
+        return _import_module(".rl", __name__)
+    if name == "__version__":
+        return _import_module(".runs", __name__).version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "load", "initialisations", "rl", "__version__"})

@@ -274,6 +274,7 @@ def array(x: Any, dtype: Any = None, *, device: str | None = None) -> Array:
         value = native.astype(native.dtype if dtype is None else dtype, copy=True)
         return Array(value if device is None else backend.to_device(value, device))
     value = np.array(x, dtype=dtype)
+    value = value.astype(value.dtype.newbyteorder("="), copy=False)
     if value.dtype.kind not in "fiub":
         raise DtypeError(
             f"array: {value.dtype} is not a type of real numbers. "

@@ -21,7 +21,7 @@ from .op import as_array, describe
 from .ops.elementwise import add, mul, neg, sub, zeros_like
 from .ops.reduce import sum
 from .ops.shape import broadcast_to
-from .optim import Optimizer
+from .optim import Optimizer, check_rate, check_steps
 from .tasks import Batch, Task
 
 Tree = Any
@@ -102,6 +102,11 @@ def inner_loop(
             f"adapt: inner_lr is {inner_lr!r} and inner_optimizer {inner_optimizer!r}. "
             "Pass exactly one of them."
         )
+    if isinstance(support, Task):
+        raise TypeError(
+            "adapt: support is a Task, not a Batch. Pass its support set, task.support."
+        )
+    check_rate(inner_lr)
     theta = per_task(params, num_tasks(support))
     state = inner_optimizer.init(theta) if inner_optimizer else {}
     while True:
@@ -132,16 +137,25 @@ def adapt(loss: Loss, params: Tree, support: Batch, *, inner_steps: int = 1, **h
 
     Raises:
         ShapeError: the loss is not of shape (T,).
-        ValueError: there is not exactly one of inner_lr and inner_optimizer.
+        TypeError: support is a Task.
+        ValueError: there is not exactly one of inner_lr and inner_optimizer, a number in inner_lr
+            is negative, or inner_steps is.
     """
+    check_steps(inner_steps)
     return next(itertools.islice(inner_loop(loss, params, support, **how), inner_steps, None))
 
 
 def meta_loss(loss: Loss, params: Tree, task: Task, **inner: Any) -> Array:
     """Every task's query loss after adaptation, (T,): L_i(theta_i') (Algorithm 1, line 8; docs,
     equation 4.2)."""
+    _check_task(task)
     theta = adapt(loss, params, task.support, **inner)
     return task_losses(loss, theta, task.query)
+
+
+def _check_task(task: Any) -> None:
+    if isinstance(task, Batch):
+        raise TypeError("meta_loss: task is a Batch, not a Task. Pass Task(support, query).")
 
 
 def meta_gradient(
@@ -224,6 +238,9 @@ def _explicit_product(
             "meta_gradient: method 'hvp' is for plain gradient descent, but there is an "
             "inner_optimizer or no inner_lr. Pass inner_lr, or use method 'backprop'."
         )
+    _check_task(task)
+    check_steps(inner_steps)
+    check_rate(inner_lr)
     support = total(loss, task.support)
     path = [per_task(params, num_tasks(task.support))]
     for _ in range(inner_steps):
