@@ -99,6 +99,10 @@ class Mapped:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
     def __repr__(self) -> str:
         return f"{describe(self)} of each of {self.frame.size}"
 
@@ -313,8 +317,8 @@ BROADCASTING = (
     "abs", "add", "alias", "anew", "astype", "class_labels", "cos", "div", "equal", "exp", "expm1",
     "fold", "greater", "greater_equal", "isfinite", "less", "less_equal", "log", "log1p", "matmul",
     "matrix_transpose", "maximum", "minimum", "mul", "neg", "not_equal", "one_hot", "ones_like",
-    "patches", "power", "relu", "sigmoid", "sign", "sin", "softplus", "sqrt", "sub", "tanh",
-    "where", "zeros_like",
+    "patches", "power", "relu", "sigmoid", "sigmoid_slope", "sign", "sin", "softplus", "sqrt",
+    "sub", "tanh", "where", "zeros_like",
 )  # fmt: skip
 RULES: dict[str, Rule] = {
     **dict.fromkeys(BROADCASTING, _broadcasting),

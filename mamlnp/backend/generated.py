@@ -102,7 +102,8 @@ EXPRESSIONS = {
     "cos": "math.cos({0})",
     "tanh": "math.tanh({0})",
     "sigmoid": "(ONE if {0} >= ZERO else math.exp(-abs({0}))) / (ONE + math.exp(-abs({0})))",
-    "sigmoid_slope": "math.exp(-abs({0})) / ((ONE + math.exp(-abs({0}))) ** 2)",
+    "sigmoid_slope": "math.exp(-abs({0})) / (ONE + math.exp(-abs({0})))"
+    " / (ONE + math.exp(-abs({0})))",
     "softplus": "(ZERO if {0} < ZERO else {0}) + math.log1p(math.exp(-abs({0})))",
     "relu": "ZERO if {0} <= ZERO else {0}",
     "sign": "ONE if {0} > ZERO else (-ONE if {0} < ZERO else ({0} if {0} != {0} else ZERO))",

@@ -77,6 +77,10 @@ class Node:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
     def __repr__(self) -> str:
         return f"{self.op}:{self.dtype}[{','.join(map(str, self.shape))}]"
 
