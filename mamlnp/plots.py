@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import csv
+import os
+import sys
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+# A notebook sets MPLBACKEND for all that it starts. Where that backend is not installed, matplotlib
+# would refuse to be imported, though nothing here is drawn by it.
+if "MPLBACKEND" in os.environ and "matplotlib" not in sys.modules:
+    _backend = os.environ.pop("MPLBACKEND")
+    import matplotlib
+
+    os.environ["MPLBACKEND"] = _backend
+    with suppress(ValueError):
+        matplotlib.rcParams["backend"] = _backend
+
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -529,6 +542,7 @@ def episode(
         axes = figure.add_axes((0, 0, 1, 1))
 
         def write(x: float, y: float, text: str, size: float, **how: Any) -> None:
+            text = text.encode("utf-8", "replace").decode("utf-8")  # a class's name may be none
             axes.text(x, y, text, fontsize=size, va="top", parse_math=False, **how)
 
         def draw(image: np.ndarray, x: float, y: float) -> None:

@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import math
 
+import exact
+import mpmath
 import numpy as np
 import pytest
 import standin
@@ -13,10 +15,11 @@ from strategies import HypothesisDraw
 import mamlnp as ml
 from mamlnp import backend
 from mamlnp.array import Array
-from mamlnp.draws import Draw, one, two
+from mamlnp.draws import Draw, Tails, one, two
 from mamlnp.errors import DtypeError, MissingRuleError, ShapeError
 from mamlnp.gradcheck import TOLERANCES
 from mamlnp.op import Op, as_array, registry
+from mamlnp.vmap import RULES
 
 EVERY_OP = sorted(registry)
 DIFFERENTIABLE = [name for name in EVERY_OP if registry[name].differentiable]
@@ -342,6 +345,62 @@ def compiled_replay_equals_eager(op, draw):
             f.agree(compiled(arrays, f.weights), f(arrays, f.weights))
 
 
+def mapped_equals_one_by_one(op, draw):
+    """Some arrays mapped, the others shared; derivatives taken inside vmap, and through it."""
+    f = Derivatives(op, draw)
+    if not f.arrays:
+        return
+    mapped = [draw.boolean() for _ in f.arrays]
+    mapped[draw.integer(0, len(mapped) - 1)] = True
+    axes = [0 if m else None for m in mapped]
+    examples = [
+        [new if m else old for m, new, old in zip(mapped, f.shuffled(), f.arrays, strict=True)]
+        for _ in range(3)
+    ]
+    together = [
+        placed(np.stack(each) if m else each[0])
+        for m, each in zip(mapped, zip(*examples, strict=True), strict=True)
+    ]
+    examples = [list(map(placed, arrays)) for arrays in examples]
+    one_by_one = [f(arrays, f.weights) for arrays in examples]
+    inside = ml.vmap(f, in_axes=(axes, None))(together, f.weights)
+    f.agree(inside, ml.tree.map(lambda *each: ml.stack(each), *one_by_one))
+    if not is_differentiable(f.case):
+        return
+    is_active = [i in f.case.places for i in f.places]
+    floats = [x for x, active in zip(together, is_active, strict=True) if active]
+    directions = [f.case.random_like(x) for x in floats]
+
+    def derivatives(values):
+        """The gradient of all values' weighted sum, and its derivative along the directions."""
+
+        def objective(floats):
+            rest = iter(floats)
+            full = [
+                next(rest) if active else x for x, active in zip(together, is_active, strict=True)
+            ]
+            return (values(full) * f.weights[0]).sum()
+
+        first = ml.grad(objective)
+        return first(floats), ml.grad(lambda x: ml.dot(first(x), directions))(floats)
+
+    def value(arrays):
+        args = [placed(a) for a in f.case.args]
+        for i, x in zip(f.places, arrays, strict=True):
+            args[i] = x
+        return f.case.op.apply(tuple(args), f.case.params)
+
+    def loop(arrays):
+        return ml.stack(
+            [
+                value([as_array(x)[i] if m else x for x, m in zip(arrays, mapped, strict=True)])
+                for i in range(3)
+            ]
+        )
+
+    f.agree(derivatives(ml.vmap(value, in_axes=(axes,))), derivatives(loop))
+
+
 def shuffle(draw, x):
     """The same elements elsewhere: other data that the op can take as well."""
     return draw.rng.permutation(x.reshape(-1)).reshape(x.shape)
@@ -378,7 +437,7 @@ def misfits_are_explained(op, draw):
 
 def called_by(op):
     """What may complain before the op itself does."""
-    return {"take": ["positions"], "rerun": ["vjp", "mul"]}.get(op.name, [])
+    return {"take": ["positions"], "custom": ["vjp", "mul"]}.get(op.name, [])
 
 
 def float_types_do_not_mix(op, draw):
@@ -480,9 +539,96 @@ def test_9_compiled_for_a_device():
                 f.agree(ml.tree.map(lambda x: ml.array(x.numpy(), device="cpu"), a), b)
 
 
+test_11_mapped = law(EVERY_OP)(mapped_equals_one_by_one)
+
+
+def test_vmap_has_a_rule_for_every_op():
+    """Without one it would loop over the examples."""
+    assert set(RULES) == set(EVERY_OP)
+
+
 test_10_misfits = law(EVERY_OP)(misfits_are_explained)
 test_10_mixed_types = law(EVERY_OP)(float_types_do_not_mix)
 test_10_foreign_types = law(EVERY_OP)(only_real_numbers_are_taken)
+
+
+# ---- the law of tails: derivatives are right far out, against many more digits
+
+ROUNDINGS = 24  # so many units in the last place a derivative may be off
+
+
+def is_linear_in_each(op):
+    return all(a in op.linear_in for i, a in enumerate(op.arguments) if i not in op.data)
+
+
+def far_out(f, tails, names, points):
+    """A function's derivatives of orders 0 to 3 at points, eager and compiled: how many there are,
+    and those that are wrong."""
+    true, loss = (exact.function(text, names) for text in (tails.exact, tails.loss))
+    orders = exact.partials(len(points))
+    info = np.finfo(points[0].dtype)
+
+    def all_of(*xs):
+        return [mixed(f, order)(*xs) for order in orders]
+
+    with np.errstate(all="ignore"):
+        found = [ways(*points) for ways in (all_of, ml.compile(all_of))]
+    wrong = []
+    for i, point in enumerate(zip(*points, strict=True)):
+        with mpmath.workdps(exact.digits(point)):
+            for k, order in enumerate(orders):
+                at = [mpmath.mpf(float(x)) for x in point]
+                right = exact.partial(true, at, order)
+                tolerance = ROUNDINGS * info.eps * loss(*at)
+
+                def scale(at=at, order=order):
+                    return exact.around(true, at, order) if sum(order) > 1 else 0
+
+                for how, values in zip(("eager", "compiled"), found, strict=True):
+                    got = held(values[k])[i]
+                    if not exact.is_right(got, right, scale, tolerance, info.tiny, info.max):
+                        wrong.append((how, order, point, float(got), mpmath.nstr(right, 17)))
+    return 2 * len(orders) * len(points[0]), wrong
+
+
+def mixed(f, order):
+    """f's partial derivative, elementwise."""
+    for i, n in enumerate(order):
+        for _ in range(n):
+            f = ml.grad(lambda *xs, f=f: f(*xs).sum(), i)
+    return f
+
+
+TAILED = [name for name in DIFFERENTIABLE if not isinstance(registry[name].tails, str)]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_every_op_says_how_it_is_held_far_out(name):
+    op = registry[name]
+    assert op.tails or op.pattern is not None or is_linear_in_each(op)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", TAILED)
+def test_11_tails(name, dtype):
+    op, rng = registry[name], np.random.default_rng(0)
+    points = [exact.far_points(domain, dtype, rng) for domain in op.tails.domains]
+    if len(op.arguments) > 1:
+        points = [
+            rng.choice(points[min(i, len(points) - 1)], 120) for i in range(len(op.arguments))
+        ]
+    count, wrong = far_out(op, op.tails, op.arguments, points)
+    assert not wrong, f"{len(wrong)} of {count}: {wrong[:20]}"
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, -1, -2, 10, 0.5, -0.5, 1.7])
+def test_11_tails_of_powers_to_a_number(n, dtype):
+    tails = registry["power"].tails
+    points = [exact.far_points(tails.domains[0], dtype, np.random.default_rng(0))]
+    to_a_number = Tails(f"a ** mpf({n})", tails.domains, tails.loss)
+    count, wrong = far_out(lambda a: a**n, to_a_number, ("a",), points)
+    assert not wrong, f"{len(wrong)} of {count}: {wrong[:20]}"
 
 
 # ---- and each can fail: wrong ops, registered nowhere, each of which breaks one law

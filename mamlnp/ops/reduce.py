@@ -137,7 +137,7 @@ def _without_reduced(y: Array, axis: Axes, keepdims: bool) -> Array:
 
 def _finite_maximum(x: Array, axis: Axes) -> Array:
     """The maximum as a constant, to subtract before exp; 0 where it is infinite."""
-    top = max(Array(x.value), axis, keepdims=True)
+    top = max(x.constant(), axis, keepdims=True)
     return where(isfinite(top), top, 0.0)
 
 
