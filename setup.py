@@ -54,5 +54,5 @@ setup(
         # NVRTC compiles the CUDA sources where there is no device to run them on.
         "dev": [*TEST, *MPI, "ruff>=0.6", "mypy>=1.11", f"nvidia-cuda-nvrtc-cu12>=12.4; {NVIDIA}"],
     },
-    entry_points={"console_scripts": ["mamlnp = mamlnp.cli:main"]},
+    entry_points={"console_scripts": ["mamlnp = mamlnp.__main__:main"]},
 )

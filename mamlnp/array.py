@@ -202,7 +202,7 @@ class Array:
         return repr(backend.to_host(self.value)).replace("array(", "Array(", 1)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if backend.namespaces.get(self.value.__class__, np) is not np:
+        if not self.serial and backend.namespaces.get(self.value.__class__, np) is not np:
             raise DeviceError(
                 f"asarray: this Array is on {self.device}, and NumPy would copy it unasked. Use "
                 "mamlnp's functions on it, or x.numpy() to copy it."
@@ -274,6 +274,7 @@ def array(x: Any, dtype: Any = None, *, device: str | None = None) -> Array:
         value = native.astype(native.dtype if dtype is None else dtype, copy=True)
         return Array(value if device is None else backend.to_device(value, device))
     value = np.array(x, dtype=dtype)
+    value = value.astype(value.dtype.newbyteorder("="), copy=False)
     if value.dtype.kind not in "fiub":
         raise DtypeError(
             f"array: {value.dtype} is not a type of real numbers. "

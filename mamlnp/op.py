@@ -371,7 +371,8 @@ def as_array(x: Any, *, lent: bool = False) -> Array:
     """
     if x.__class__ is Array:
         return x
-    x = _lift(x, lent=lent)
+    if not backend.is_scalar(x) or x.dtype.kind not in "fiub":  # a scalar of NumPy's keeps its type
+        x = _lift(x, lent=lent)
     return x if x.__class__ is Array else Array(backend.default_namespace().asarray(x))
 
 
@@ -381,6 +382,8 @@ def _lift(x: Any, *, lent: bool = False) -> Any:
         return x
     if isinstance(x, list | tuple):
         x = backend.to_device([_lift(element) for element in x])
+    elif not backend.is_native(x) and hasattr(x, "__array__"):  # of another library's
+        x = backend.to_device(x.__array__())
     if backend.is_native(x) and x.dtype.kind in "fiub":
         if backend.is_scalar(x):
             return float(x) if x.dtype.kind == "f" else x.item()

@@ -303,11 +303,6 @@ def _put(frame: Frame, op: Op, operands: list[Any], params: dict[str, Any]) -> M
     return Mapped(frame, op.apply((_repeated(frame, x), where), {"shape": shape}))
 
 
-def _rerun(frame: Frame, op: Op, operands: list[Any], params: dict[str, Any]) -> Any:
-    """Written in ops, so it maps itself."""
-    return params["f"](*(Array(x) if x.__class__ is Mapped else x for x in operands)).value
-
-
 def _one_by_one(frame: Frame, op: Op, operands: list[Any], params: dict[str, Any]) -> Mapped:
     """Example by example: for an op without a rule here."""
     results = [
@@ -338,7 +333,6 @@ RULES: dict[str, Rule] = {
     "positions": _positions,
     "positions_along": _positions_along,
     "put": _put,
-    "rerun": _rerun,
     "reshape": _reshape,
     "sum_to": _sum_to,
     "take": _take,

@@ -1,5 +1,6 @@
 """Values of the operations: against NumPy, against loops, and at the edges they declare."""
 
+import itertools
 import math
 
 import hypothesis.extra.numpy as hnp
@@ -721,6 +722,56 @@ def test_conv2d_is_a_loop(case):
         assert out.shape[-3:-1] == tuple(-(-side // stride) for side in x.shape[-3:-1])
 
 
+def conv_by_definition(x, w, strides, pads, dilations):
+    """out[n, i, j, f] = sum of x[n, i s + a d - p, j s' + b d' - p', c] w[a, b, c, f]."""
+    (n, height, width, _), (kh, kw, _, filters) = x.shape, w.shape
+    (s, t), ((top, bottom), (left, right)), (d, e) = strides, pads, dilations
+    rows = (height + top + bottom - (kh - 1) * d - 1) // s + 1
+    columns = (width + left + right - (kw - 1) * e - 1) // t + 1
+    out = np.zeros((n, rows, columns, filters))
+    for i, j, a, b in itertools.product(*map(range, (rows, columns, kh, kw))):
+        row, column = i * s + a * d - top, j * t + b * e - left
+        if 0 <= row < height and 0 <= column < width:
+            out[:, i, j] += x[:, row, column] @ w[a, b]
+    return out
+
+
+@given(st.data())
+def test_conv2d_has_a_stride_and_a_dilation_for_each_side(data):
+    d = HypothesisDraw(data)
+    k, strides, dilations = ((d.integer(1, 3), d.integer(1, 3)) for _ in range(3))
+    spans = [(side - 1) * step + 1 for side, step in zip(k, dilations, strict=True)]
+    sides = [span + d.integer(0, 3) for span in spans]
+    padding = d.choice(["SAME", "VALID", 1, ((0, 1), (2, 0))])
+    pads = {"VALID": ((0, 0), (0, 0)), 1: ((1, 1), (1, 1))}.get(padding, padding)
+    if padding == "SAME":
+        pads = tuple(map(tensorflows_same, sides, spans, strides))
+    x, w = d.array((2, *sides, 2)), d.array((*k, 2, 3))
+    stride = strides[0] if strides[0] == strides[1] else strides
+    dilation = dilations[0] if dilations[0] == dilations[1] else dilations
+    out = ml.conv2d(x, w, stride, padding, dilation)
+    close(out, conv_by_definition(x, w, strides, pads, dilations))
+    tasks = ml.conv2d(np.stack([x, -x]), np.stack([w, 2 * w]), stride, padding, dilation)
+    close(tasks, np.stack([out.numpy(), -2 * out.numpy()]))
+
+
+@pytest.mark.parametrize("stride, dilation", [((1, 2), 1), ((2, 1), 2), (1, (2, 1)), (2, 2)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_conv2d_with_strides_and_dilations_differentiates_to_order_3(stride, dilation, padding):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 6, 5, 2)), rng.standard_normal((3, 2, 2, 1))
+
+    def f(x, w):
+        return ml.conv2d(x, w, stride, padding, dilation)
+
+    ml.check_grads(f, [x, w], order=3)
+    both = ml.value_and_grad(lambda x, w: (f(x, w) ** 2).sum(), (0, 1))
+    for a, b in zip(
+        ml.tree.leaves(ml.compile(both)(x, w)), ml.tree.leaves(both(x, w)), strict=True
+    ):
+        close(a, b.numpy())
+
+
 @pytest.mark.parametrize("tasks", ["", "x", "w", "xw"])
 @pytest.mark.parametrize("stride, padding", [(1, "SAME"), (2, "SAME"), (2, "VALID"), (3, 1)])
 def test_conv2d_differentiates_to_order_3(tasks, stride, padding):
@@ -778,7 +829,15 @@ def test_conv2d_of_nothing(x, w):
         ((1, 4, 4, 1), (3, 3, 1, 1), {"padding": -1}, "padding .*-1.* is not known"),
         ((1, 4, 4, 1), (3, 3, 1, 1), {"padding": (1, 1)}, r"padding \(1, 1\) is not known"),
         ((1, 4, 4, 1), (3, 3, 1, 1), {"stride": 0}, "stride 0 is no number of pixels"),
-        ((1, 4, 4, 1), (3, 3, 1, 1), {"stride": (2, 2)}, r"stride \(2, 2\) is no number"),
+        ((1, 4, 4, 1), (3, 3, 1, 1), {"stride": (2, 0)}, r"stride \(2, 0\) is no number"),
+        ((1, 4, 4, 1), (3, 3, 1, 1), {"stride": (1, 1, 1)}, r"stride \(1, 1, 1\) is no number"),
+        ((1, 4, 4, 1), (3, 3, 1, 1), {"dilation": 0}, "dilation 0 is no number of pixels"),
+        (
+            (1, 4, 4, 1),
+            (3, 3, 1, 1),
+            {"dilation": 2, "padding": "VALID"},
+            "the window 5x5 is larger than the padded image",
+        ),
         ((1, 4, 4, 1), (3, 3, 1, 1), {"stride": 1.0}, "stride 1.0 is no number"),
     ],
 )

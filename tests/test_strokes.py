@@ -137,13 +137,13 @@ def test_training_ends_with_a_result_its_pictures_and_what_to_type_next(
     said = {name: rest.strip() for name, rest in lines}
     assert said["validation"] == "on 10 tasks, every 2 meta-iterations"
     assert said["images"].endswith("from made-up alphabets of seed 0")
-    assert said["test tasks"] == "10 of 420 held-out classes, 5 ways, 1 shots, 1 query a class"
+    assert said["test tasks"] == "10, 5-way 1-shot, of 420 held-out classes, with 1 query a class"
     assert re.fullmatch(
         r"MAML, 3 steps: \d+\.\d \+- \d+\.\d %; "
         r"nearest neighbour on pixels, (euclidean|cosine): \d+\.\d \+- \d+\.\d %",
         said["test accuracy"],
     )
-    assert re.match(r".*meta-iteration [24], best of 4 on validation tasks", said["kept"])
+    assert re.match(r".*meta-iteration [24], best of 4 on 10 validation tasks", said["kept"])
     assert "stopped" not in said["kept"]
     pictures = [Path(name) for name in said["pictures"].split(", ")]
     assert [path.name for path in pictures] == ["curve.png", "cosine.png", "episode.png"]
@@ -167,7 +167,7 @@ def test_a_stopped_run_says_of_how_many_iterations_it_is(trained: Path, tmp_path
     record["config"]["meta_iterations"] = 60_000
     path.write_text(json.dumps(record))
     about = loop.best_state(open_run(tmp_path / "run")).about
-    assert "best of 4 on validation tasks" in about
+    assert "best of 4 on 10 validation tasks" in about
     assert "stopped after 4 of 60,000 meta-iterations" in about
 
 

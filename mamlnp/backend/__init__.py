@@ -39,9 +39,11 @@ def is_scalar(x: Any) -> bool:
 
 
 def plain(x: Any, *, copy: bool) -> Any:
-    """The native ``x``, or a copy of it, as an array of its namespace and of no subclass."""
+    """The native ``x``, or a copy of it, as an array of its namespace and of no subclass, in the
+    machine's byte order."""
     xp = namespaces.get(x.__class__, np)
-    return xp.array(x) if copy else xp.asarray(x)
+    kind = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
+    return xp.array(x, kind) if copy else xp.asarray(x, kind)
 
 
 def namespace_of(x: Any) -> Any:
@@ -170,8 +172,8 @@ def _cuda() -> Any:
     found = importlib.import_module(f"{__name__}.cuda")
     if found.cupy is None:
         raise DeviceError(
-            "cuda: needs CuPy, which is not installed. Run: pip install 'mamlnp[cuda]' for CUDA "
-            "12, 'mamlnp[cuda13]' for CUDA 13."
+            "cuda: needs CuPy, which is not installed. Run: pip install cupy-cuda12x for CUDA "
+            "12, cupy-cuda13x for CUDA 13."
         )
     try:
         count = found.cupy.cuda.runtime.getDeviceCount()

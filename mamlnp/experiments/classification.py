@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import math
-import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -513,8 +513,8 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
             f"nearest neighbour on pixels, {metric}": _nearest_accuracies(metric, batches)[None],
         }
         lines["test tasks"] = (
-            f"{config.validation_tasks} of {len(data['test'].names)} held-out classes, "
-            f"{config.num_ways} ways, {config.num_shots} shots, 1 query a class"
+            f"{config.validation_tasks}, {config.num_ways}-way {config.num_shots}-shot, of "
+            f"{len(data['test'].names)} held-out classes, with 1 query a class"
         )
         lines["test accuracy"] = "; ".join(
             f"{method}: {100 * row.mean:.1f} +- {100 * row.ci95:.1f} %"
@@ -598,8 +598,9 @@ def _fine_tuning(
 
 
 def _progress(label: str, tasks: int, batches: Iterable[Task]) -> Iterable[Task]:
-    total, quietly = math.ceil(tasks / CHUNK), 0.5 if sys.stderr.isatty() else 20
-    return tqdm(batches, label, total, leave=False, dynamic_ncols=True, mininterval=quietly)
+    # None: of many short ones, each line would stay in a log.
+    total = math.ceil(tasks / CHUNK)
+    return tqdm(batches, label, total, leave=False, dynamic_ncols=True, disable=None)
 
 
 def tuner(config: Config, data: Data, batch_norm: BatchNorm) -> Callable[[str, Any], Tuned]:
@@ -767,8 +768,9 @@ def _draw_episode(
     classes = test.sample_classes(1, num_ways=config.num_ways, rng=rng)
     episode = test.sample_images(classes, num_shots=config.num_shots, num_queries=queries, rng=rng)
     task = tree.map(lambda leaf: to_host(leaf)[0], episode)
-    adapted = model.adapt(task.support.x, task.support.y)
-    probabilities = adapted.predict(task.query.x, batch_norm=batch_norm)
+    with warnings.catch_warnings(action="ignore"):  # nobody chose these images
+        adapted = model.adapt(task.support.x, task.support.y)
+        probabilities = adapted.predict(task.query.x, batch_norm=batch_norm)
     names = [test.names[c] for c in classes[0]]
     title = f"An episode of classes never trained on, after {model.inner_steps} gradient steps"
     plots.episode(path, task, probabilities, names, title=title, note=f"batch norm {batch_norm}")

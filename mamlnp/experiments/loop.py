@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import math
 import signal
@@ -23,7 +24,7 @@ from ..backend import to_device, to_host, use_card
 from ..errors import DataError, NonFiniteError
 from ..op import debug_nans
 from ..ranks import Ranks
-from ..runs import CHECKPOINT, Checkpoint, Run
+from ..runs import CHECKPOINT, METRICS, Checkpoint, Run
 
 Tree = Any
 
@@ -304,6 +305,22 @@ def _numbers(found: list[Any]) -> np.ndarray:
     return np.array([float(x.numpy().mean()) if isinstance(x, Array) else x for x in found])
 
 
+def diverged(run: Run) -> str:
+    """What to say of a training whose loss ended above twice what it began with; nothing of
+    others."""
+    path = run.path / METRICS
+    if not path.exists():
+        return ""
+    with path.open(encoding="utf-8", newline="") as file:
+        found = [float(row.get("train_loss", "nan")) for row in csv.DictReader(file)]
+    if not found or not found[-1] > 2 * found[0] > 0:
+        return ""
+    return (
+        f"done, but the training diverged: its loss was {found[0]:.3g} to begin with and is "
+        f"{found[-1]:.3g} now. Lower inner_lr or meta_lr."
+    )
+
+
 class Best(NamedTuple):
     """A run's best state by validation; the last, if it was stopped before validating or is of an
     experiment that does not.
@@ -324,7 +341,12 @@ def best_state(run: Run) -> Best:
     best, done = checkpoint.meta["best"], checkpoint.iteration
     validated = best["score"] is not None
     state = checkpoint.arrays["best" if validated else "state"]
-    which = f"{best['iteration']}, best of {done} on validation tasks" if validated else f"{done}"
+    tasks = "validation tasks"
+    if number := run.config.get("validation_tasks"):
+        tasks = f"{number} {tasks}"
+    which = f"{best['iteration']}, best of {done} on {tasks}" if validated else f"{done}"
+    if done < (asked := run.config.get("meta_iterations", done)):
+        which += f" (of {asked} that were asked for)"
     about = (
         f"{run.path}: parameters of meta-iteration {which}; trained for "
         f"{checkpoint.meta['wall_seconds']:.0f} s"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import backend
 from ..array import Array
 from ..draws import Draw, Drawn, Shape
 from ..op import answers, as_array, op
@@ -55,7 +56,7 @@ def _restored(y: Array, axis: Shape, keepdims: bool) -> Array:
 @op(draw=_draw_reduction, method="sum", linear_in=("x",))
 def sum(xp: Any, x: Any, *, axis: Shape, keepdims: bool) -> Any:
     """The sum over the axes (all of them if none is named)."""
-    return x.sum(axis=axis, keepdims=keepdims)
+    return backend.kernels_of(x).total(x, axis, keepdims)
 
 
 sum.signature(_bind("sum"))

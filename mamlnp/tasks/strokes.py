@@ -20,7 +20,7 @@ from .omniglot import DRAWN_SIZE, FILTERS, SIZE
 
 Floats = npt.NDArray[np.float64]
 
-ALPHABETS = {"test": 15, "validation": 5, "train": 40}
+ALPHABETS = {"test": 15, "validation": 5, "train": 60}
 CHARACTERS = 28  # of an alphabet
 HANDS = 20  # that draw each character of an alphabet
 POOL = 12  # strokes of an alphabet, of which its characters are made
@@ -140,7 +140,8 @@ def make_character(rng: np.random.Generator, pool: list[Floats], strokes: float)
         made.append(Stroke(arcs, on, at, beside))
         dots += own
     extent = np.ptp(trace(made), axis=0).max()
-    scale = np.clip(rng.normal(0.62, 0.12), 0.3, 0.85) / extent
+    complexity = dots / DOTS  # is written larger, to be read
+    scale = np.clip(rng.normal(0.54 + 0.018 * complexity, 0.1), 0.35, 0.85) / extent
     return [
         stroke._replace(arcs=stroke.arcs * [scale, 1, 1], beside=stroke.beside * scale)
         for stroke in made
