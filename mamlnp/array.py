@@ -10,19 +10,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import backend
-from .errors import DeviceError, DtypeError
+from .errors import DeviceError, DtypeError, TapeError, users_line
 
 NOTHING: dict[str, Any] = {}
 
 # What NumPy calls -> what answers here; filled by the ops as they register (see op.py).
 numpy_names: dict[str, Callable[..., Any]] = {}
 
+# NumPy's functions that write into their first argument.
+WRITERS = {"copyto", "place", "put", "put_along_axis", "putmask"}
+
 
 class Array:
     """An immutable array that knows how it was made.
 
-    Make one with :func:`array`. Python's operators, NumPy's functions and indexing work on it and
-    are differentiable; ``numpy()`` (or ``np.asarray``) gives its value as a read-only view.
+    Make one with :func:`array`, which copies: ``Array(value)`` takes the memory of a native array
+    over, and nothing may write into it from then on. Python's operators, NumPy's functions and
+    indexing work on it and are differentiable; ``numpy()`` (or ``np.asarray``) gives its value as a
+    read-only view.
 
     Attributes:
         value: the native array (NumPy's on the CPU).
@@ -53,6 +58,11 @@ class Array:
     def forget(self) -> None:
         """Become a constant: drop the record of how this was made."""
         self.op, self.inputs, self.params, self.serial = None, (), NOTHING, 0
+
+    def constant(self) -> "Array":
+        """The same value, without derivatives."""
+        value = self.value
+        return Array(value.constant() if hasattr(value, "constant") else value)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,9 +125,24 @@ class Array:
         def argmax(self, *args: Any, **kwargs: Any) -> "Array": ...
         def argmin(self, *args: Any, **kwargs: Any) -> "Array": ...
 
+    def _read(self, as_what: str) -> np.ndarray:
+        """The value on the host, which leaves the tape: every door out of it is a call of this.
+
+        Raises:
+            TapeError: the Array is being differentiated.
+            CaptureError: the value is not known while compile() traces.
+        """
+        if self.serial and self.value.__class__ in backend.namespaces:
+            raise TapeError(_leaves(f"{as_what} was asked of"))
+        return backend.to_host(self.value)
+
     def numpy(self) -> np.ndarray:
-        """The value as a NumPy array: a read-only view, or a copy from another device."""
-        view = backend.to_host(self.value).view()
+        """The value as a NumPy array: a read-only view, or a copy from another device.
+
+        Raises:
+            TapeError: the Array is being differentiated; ``stop_gradient(x).numpy()`` reads it.
+        """
+        view = self._read("a NumPy array").view()
         view.flags.writeable = False
         return view
 
@@ -125,9 +150,18 @@ class Array:
         """The only element as a Python number.
 
         Raises:
+            TapeError: the Array is being differentiated; ``stop_gradient(x).item()`` reads it.
             ValueError: there is more than one element, or none.
         """
-        return backend.to_host(self.value).item()
+        return self._read("a number").item()
+
+    def tolist(self) -> Any:
+        """The elements as Python numbers, in nested lists.
+
+        Raises:
+            TapeError: the Array is being differentiated; ``stop_gradient(x).tolist()`` reads it.
+        """
+        return self._read("a list of numbers").tolist()
 
     def __float__(self) -> float:
         return float(self.item())
@@ -135,8 +169,21 @@ class Array:
     def __int__(self) -> int:
         return int(self.item())
 
+    def __complex__(self) -> complex:
+        return complex(self.item())
+
     def __index__(self) -> int:
-        return backend.to_host(self.value).__index__()
+        return self._read("an index").__index__()
+
+    def __copy__(self) -> "Array":
+        return self  # is immutable
+
+    def __deepcopy__(self, memo: Any) -> "Array":
+        return self
+
+    def __reduce__(self) -> Any:
+        self._read("a pickle")
+        return Array, (self.value,)
 
     def __bool__(self) -> bool:
         return bool(backend.to_host(self.value))
@@ -155,12 +202,7 @@ class Array:
         return repr(backend.to_host(self.value)).replace("array(", "Array(", 1)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if self.serial:
-            raise TypeError(
-                "asarray: this Array is being differentiated, and a NumPy array would lose that. "
-                "Use mamlnp's functions on it, or stop_gradient(x) first to say it is a constant."
-            )
-        if backend.namespaces.get(self.value.__class__, np) is not np:
+        if not self.serial and backend.namespaces.get(self.value.__class__, np) is not np:
             raise DeviceError(
                 f"asarray: this Array is on {self.device}, and NumPy would copy it unasked. Use "
                 "mamlnp's functions on it, or x.numpy() to copy it."
@@ -168,6 +210,7 @@ class Array:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *args: Any, **kwargs: Any) -> Any:
+        _check_unwritten(ufunc.__name__, args, kwargs, writes=method == "at")
         if method != "__call__" or kwargs or ufunc.__name__ not in numpy_names:
             what = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
             extra = f" with {', '.join(kwargs)}=" if kwargs else ""
@@ -178,9 +221,28 @@ class Array:
         )
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        _check_unwritten(function.__name__, args, kwargs, writes=function.__name__ in WRITERS)
         if function.__name__ not in numpy_names:
             raise TypeError(_no_numpy(function.__name__))
         return numpy_names[function.__name__](*args, **kwargs)
+
+
+def _leaves(what: str) -> str:
+    return (
+        f"{users_line()}: {what} an Array that is being differentiated, and its derivative would "
+        "be lost. Compute with Arrays (stack and where build new ones), or take "
+        "ml.stop_gradient(x) first to read it as a constant."
+    )
+
+
+def _check_unwritten(name: str, args: Any, kwargs: dict[str, Any], *, writes: bool) -> None:
+    """Would a function of NumPy's write what is being differentiated into a plain array?
+
+    Raises:
+        TapeError: it would.
+    """
+    if (writes or "out" in kwargs) and any(x.__class__ is Array and x.serial for x in args):
+        raise TapeError(_leaves(f"numpy.{name} would write into a plain array"))
 
 
 def _no_numpy(name: str) -> str:
@@ -202,7 +264,7 @@ def array(x: Any, dtype: Any = None, *, device: str | None = None) -> Array:
     Raises:
         DtypeError: these are not real numbers.
         DeviceError: there is no such device.
-        TypeError: x is an Array that is being differentiated.
+        TapeError: x is an Array that is being differentiated.
 
     >>> array([1.0, 2.0]) * 3
     Array([3., 6.])
@@ -212,6 +274,7 @@ def array(x: Any, dtype: Any = None, *, device: str | None = None) -> Array:
         value = native.astype(native.dtype if dtype is None else dtype, copy=True)
         return Array(value if device is None else backend.to_device(value, device))
     value = np.array(x, dtype=dtype)
+    value = value.astype(value.dtype.newbyteorder("="), copy=False)
     if value.dtype.kind not in "fiub":
         raise DtypeError(
             f"array: {value.dtype} is not a type of real numbers. "

@@ -3,7 +3,23 @@
 Each one also is the built-in error a NumPy user would expect to catch.
 """
 
+import os
+import sys
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+PACKAGE = f"{Path(__file__).parent}{os.sep}"
+NUMPY = f"{Path(np.__file__).parent}{os.sep}"
+
+
+def users_line() -> str:
+    """The innermost line under way that is neither ours nor NumPy's: ``file:line``."""
+    frame: Any = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((PACKAGE, NUMPY)):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 class ShapeError(ValueError):
@@ -18,8 +34,16 @@ class MissingRuleError(NotImplementedError):
     """A derivative was asked for that no rule gives."""
 
 
+class TapeError(TypeError):
+    """What is being differentiated was asked to be a number or a plain array."""
+
+
 class CaptureError(RuntimeError):
     """A function does something that cannot be traced and replayed."""
+
+
+class CompileError(RuntimeError):
+    """A compiled plan does not compute what its function does: a fault of the compiler's."""
 
 
 class DeviceError(RuntimeError):
@@ -35,6 +59,19 @@ class DataError(ValueError):
 
 class MissingPackageError(ImportError, ValueError):
     """An optional package is not installed."""
+
+
+def check_rng(where: str, rng: Any) -> None:
+    """Refuse what cannot be drawn from.
+
+    Raises:
+        TypeError: it is no generator of NumPy's.
+    """
+    if not isinstance(rng, np.random.Generator):
+        seed = rng if isinstance(rng, int) else 0
+        raise TypeError(
+            f"{where}: rng is {rng!r:.80}, not a generator. Pass numpy.random.default_rng({seed})."
+        )
 
 
 class NonFiniteError(FloatingPointError):

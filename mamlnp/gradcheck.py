@@ -17,9 +17,10 @@ Everything is float64.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -27,21 +28,17 @@ import numpy as np
 
 from . import backend, maml, tree
 from .array import Array
-from .autodiff import dot, grad, hvp, tape, vjp
+from .autodiff import dot, grad, hvp, stop_gradient, tape, vjp
+from .draws import TOLERANCES as TOLERANCES  # for whoever holds more against another
 from .errors import DtypeError, GradientError, MissingRuleError, ShapeError
 from .op import Op, as_array, describe
+from .ops.shape import concatenate
 from .tasks import Task
 
 Tree = Any
 Function = Callable[..., list[Array]]
 Verdict = Literal["right", "wrong", "kink", "does not settle", "not deterministic"]
 
-# The only tolerances there are, relative to the size of what is compared (see Comparison.error).
-TOLERANCES = {
-    "difference": 1e-6,  # an exact derivative against a difference
-    "rounding": 1e-10,  # two exact ways to the same float64 number
-    "float32": 1e-4,  # the same computation in float32 and in float64
-}
 # The steps t of the differences, relative to the argument's scale: each a quarter of the last. The
 # first that is tried is 1e-5; 1e-4 already crosses kinks of a small conv net too often.
 STEPS = 1e-5 * 4.0 ** -np.arange(-7, 15)
@@ -223,6 +220,7 @@ def _shown(x: Any) -> str:
     return describe(x) if hasattr(x, "shape") else f"one {type(x).__name__}"
 
 
+@np.errstate(all="ignore")  # what is not finite is said in words
 def _compared(
     flat: _Flat, order: int, rng: np.random.Generator
 ) -> tuple[Report, list[tuple[Function, list[Array]]]]:
@@ -241,6 +239,7 @@ def _compared(
     return report, functions
 
 
+@np.errstate(all="ignore")
 def _compared_once(
     f: Function,
     leaves: list[Array],
@@ -254,15 +253,15 @@ def _compared_once(
     The scale is that of the numbers f computes with, where they are larger than 1.
     """
     name, order = label
-    with np.errstate(all="ignore"):  # what is not finite is said in words
-        here = _Point(f, leaves, rng, scale=max(1.0, scale))
-        changed = here.changed()
-        found: list[Comparison] = []
-        for i, argument in enumerate(names):
-            if changed or (found and found[-1].verdict == "wrong"):
-                break
+    here = _Point(f, leaves, rng, scale=max(1.0, scale))
+    changed = here.changed()
+    found: list[Comparison] = []
+    for i, argument in enumerate(names):
+        if changed or (found and found[-1].verdict == "wrong"):
+            break
+        if leaves[i].size:
             found.append(_compare(here, i, (name, argument, order), rng))
-        changed = changed or here.changed()  # slowly, perhaps
+    changed = changed or here.changed()  # slowly, perhaps
     if changed:
         return [Comparison(name, "", order, verdict="not deterministic", problem=changed)]
     return found
@@ -795,7 +794,7 @@ def check_meta_gradient(
     report = Report(_compared_once(objective, leaves, names, ("meta-gradient", 1), rng))
     if report.verdict != "not deterministic":
         for batch in task:
-            maml.check_tasks(loss, maml.per_task(params, maml.num_tasks(batch)), batch)
+            check_tasks(loss, maml.per_task(params, maml.num_tasks(batch)), batch)
     if report.failures:
         raise _error("check_meta_gradient", report, "Check the loss with check_grads.")
 
@@ -815,6 +814,90 @@ def check_meta_gradient(
                 "wrong",
             )
     return report
+
+
+@contextlib.contextmanager
+def debug_tasks() -> Iterator[None]:
+    """Hold the loss of one task alone against its loss among others, wherever this thread adapts.
+
+    It costs three losses more a step. What is compiled, or goes over other threads, is not held.
+
+    Raises:
+        ShapeError: they differ, as when shapes broadcast tasks against examples
+            (:func:`check_tasks`).
+
+    >>> import numpy as np
+    >>> support = Batch(np.ones((5, 5, 1)), np.ones((5, 5, 1)))
+    >>> theta = {"w": np.ones((1, 1)), "b": np.zeros(1)}
+    >>> def loss(params, batch):  # b is (T, 1), and meets (T, N, 1) along N
+    ...     return ((batch.x @ params["w"] + params["b"] - batch.y) ** 2).mean((1, 2))
+    >>> with debug_tasks():  # doctest: +ELLIPSIS
+    ...     adapted = maml.adapt(loss, theta, support, inner_lr=0.1)
+    Traceback (most recent call last):
+        ...
+    mamlnp.errors.ShapeError: loss: task 0's is ... It depends on other tasks' params['b'] ...
+    """
+    before, maml.watched.check = maml.watched.check, check_tasks
+    try:
+        yield
+    finally:
+        maml.watched.check = before
+
+
+def check_tasks(loss: maml.Loss, params: Tree, batch: Tree) -> None:
+    """Is the loss of one task alone what it is among others? Close to params, where every task has
+    its own copy of them; a loss that is random, or not finite there, is not judged.
+
+    Args:
+        loss, batch: as in :func:`mamlnp.maml.adapt`.
+        params: every leaf with the task axis, (T, ...).
+
+    Raises:
+        ShapeError: it is not: a task's loss depends on other tasks.
+    """
+    tasks = maml.num_tasks(batch)
+    params, batch = stop_gradient(params), stop_gradient(batch)
+    if tasks < 2 or not all(backend.is_native(x.value) for x in tree.leaves((params, batch))):
+        return
+    if any(p.shape[:1] != (tasks,) for p in tree.leaves(params)):  # one theta for all tasks
+        return
+    params = tree.map(_moved, params)
+    among, again = (as_array(loss(params, batch)) for _ in range(2))
+    first = tree.map(lambda x: x[:1], (params, batch))
+    try:
+        (alone,) = as_array(loss(*first))
+    except Exception as error:
+        raise ShapeError(
+            f"loss: task 0 of {tasks} has none alone ({error}) What belongs to a task goes into "
+            "its batch or its params."
+        ) from error
+    value, second, by_itself = among[0].item(), again[0].item(), alone.item()
+    tolerance = abs(_host(among)).max() * np.finfo(among.dtype).eps ** 0.5  # half of the digits
+    if not abs(value - by_itself) > tolerance or abs(value - second) > tolerance:
+        return
+    mixed = []
+    for n, (path, leaf) in enumerate(tree.items(params, "params")):
+        leaves = tree.leaves(params)
+        leaves[n] = concatenate([leaf[:1], _moved(leaf[1:])])
+        other = as_array(loss(tree.unflatten(params, leaves), batch))
+        if abs(backend.to_host(other.value)[0] - value) > tolerance:
+            mixed.append(f"{path} {describe(leaf)}")
+    of = f"It depends on other tasks' {', '.join(mixed)}. " if mixed else ""
+    raise ShapeError(
+        f"loss: task 0's is {value:.3g} among {tasks} tasks and {by_itself:.3g} alone, so that "
+        f"tasks are broadcast against examples or share something else. {of}A bias (T, out) is "
+        "added to (T, N, out) as b[:, None]; or write the loss for one task, and pass "
+        "ml.vmap(loss)."
+    )
+
+
+def _moved(x: Array) -> Array:
+    """Some tenths of its size away, every element by another, so that no two tasks are equal."""
+    value = backend.to_host(x.value)
+    size = np.sqrt(np.mean(value**2)) or 1.0
+    noise = np.random.default_rng(0).standard_normal(value.shape)
+    moved = np.asarray(value + 0.1 * size * noise, value.dtype)
+    return Array(backend.to_device(moved, x.device))
 
 
 def distance(a: Tree, b: Tree) -> float:

@@ -10,7 +10,7 @@ import pytest
 
 import mamlnp as ml
 from mamlnp.array import Array, numpy_names
-from mamlnp.errors import DtypeError, NonFiniteError
+from mamlnp.errors import DtypeError, NonFiniteError, TapeError
 from mamlnp.op import as_array, describe
 
 A = np.array([[0.5, 1.0, 2.0], [1.5, 0.25, 3.0]])
@@ -321,7 +321,7 @@ def test_array_takes_what_numpy_takes():
     [np.asarray, np.array, ml.array, lambda x: ml.array([x, x]), lambda x: as_array([x, 2 * x])],
 )
 def test_what_is_differentiated_is_not_taken_apart(convert):
-    with pytest.raises(TypeError, match=r"^asarray: this Array is being differentiated"):
+    with pytest.raises(TapeError, match=r"^.*: a NumPy array was asked of an Array that is being"):
         ml.grad(lambda x: convert(x).sum())(A)
 
 
@@ -418,8 +418,8 @@ def test_constants_are_copied_and_pickled():
 
 
 def test_what_numpy_lacks_is_no_name_of_an_array():
-    with pytest.raises(AttributeError, match="tolist"):
-        ml.array(A).tolist  # noqa: B018
+    with pytest.raises(AttributeError, match="tobytes"):
+        ml.array(A).tobytes  # noqa: B018
 
 
 # ---- NaN and infinity

@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_one_number_a_task_is_refused(reduced, method):
     ):
         with pytest.raises(ShapeError, match=r"loss: returned float64\[.*\] for 3 tasks"):
             f()
-        assert recording.on
+        assert not recording.on
 
 
 # ---- tasks are summed
@@ -690,3 +690,31 @@ def test_a_random_loss_is_not_judged_under_debug_tasks():
 
     with ml.debug_tasks():
         maml.adapt(loss, params, task.support, inner_lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "says"),
+    [
+        ({"inner_steps": -1}, ValueError, "adapt: inner_steps is -1. Pass a whole number"),
+        ({"inner_steps": 1.5}, ValueError, "adapt: inner_steps is 1.5"),
+        ({"inner_lr": -0.1}, ValueError, "adapt: inner_lr is -0.1. Pass a finite number"),
+        ({"inner_lr": {"w": -0.1}}, ValueError, r"adapt: inner_lr\['w'\] is -0.1"),
+        ({"inner_lr": float("nan")}, ValueError, "adapt: inner_lr is nan"),
+    ],
+)
+@pytest.mark.parametrize("method", ["backprop", "hvp"])
+def test_steps_and_rates_that_mean_nothing_are_refused(how, error, says, method) -> None:
+    batch = Batch(np.ones((2, 3, 1)), np.ones((2, 3, 1)))
+    how = {"inner_lr": 0.1, **how}
+
+    def loss(params, batch):
+        return mse(batch.x * ml.reshape(params["w"], (-1, 1, 1)), batch.y, reduction="mean")
+
+    with pytest.raises(error, match=says):
+        maml.meta_gradient(loss, {"w": 1.0}, Task(batch, batch), method=method, **how)
+    with pytest.raises(error, match=says):
+        maml.adapt(loss, {"w": 1.0}, batch, **how)
+    with pytest.raises(TypeError, match=r"adapt: support is a Task, not a Batch. Pass .*support"):
+        maml.adapt(loss, {"w": 1.0}, Task(batch, batch), inner_lr=0.1)
+    with pytest.raises(TypeError, match="meta_loss: task is a Batch, not a Task"):
+        maml.meta_gradient(loss, {"w": 1.0}, batch, inner_lr=0.1, method=method)

@@ -199,6 +199,11 @@ def memory(nbytes: int, purpose: str) -> Any:
         ) from error
 
 
+def available_memory() -> int:
+    """How many bytes of the current device are free; what CuPy's pool keeps comes on top."""
+    return int(cupy.cuda.runtime.memGetInfo()[0])
+
+
 def view(block: Any, offset: int, shape: Any, dtype: Any, strides: Any = None) -> Any:
     """An array in the memory of another, ``offset`` bytes on."""
     return cupy.ndarray(shape, dtype, memptr=block.data + offset, strides=strides)

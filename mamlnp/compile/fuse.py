@@ -22,7 +22,10 @@ OF_INTEGERS = {
     "abs", "add", "astype", "copy", "maximum", "minimum", "mul", "neg", "relu", "sub", "where",
 }  # fmt: skip
 OF_BOOLEANS = {*COMPARISONS, "astype", "copy", "isfinite", "where"}
-SLOW = {"exp", "expm1", "log", "log1p", "power", "sigmoid", "softplus", "sin", "cos", "tanh"}
+SLOW = {
+    "exp", "expm1", "log", "log1p", "power", "sigmoid", "sigmoid_slope", "softplus", "sin", "cos",
+    "tanh",
+}  # fmt: skip
 KERNELS = {
     "class_labels", "fold", "patches", "pool_positions", "pool_put", "pool_take", "pool_winners",
     "put", "take",
@@ -159,7 +162,10 @@ def settle(graph: Graph) -> Graph:
         if node.op in KERNELS:
             args = tuple(a if _is_plain(a, memory) else copy(a) for a in args)
         elif node.op == "matmul":
-            args = tuple(a if _fits_product(a, memory) else copy(a) for a in args)
+            args = tuple(
+                a if (_fits_product if i < 2 else _is_plain)(a, memory) else copy(a)
+                for i, a in enumerate(args)
+            )
         elif node.op in PRODUCTS:
             weights = 1 if node.op != "conv_weights" else None  # the other arguments lie in order
             args = tuple(
@@ -175,8 +181,7 @@ def settle(graph: Graph) -> Graph:
     outputs: list[Node] = []
     for x in (new[x] for x in graph.outputs):
         elsewhere = x.op in VIEWS or x.op in ("input", "constant", "fill") or x in outputs
-        sums = x.op in PRODUCTS and len(x.args) == 3  # takes the place of what it adds to
-        outputs.append(copied(x) if elsewhere or sums else x)
+        outputs.append(copied(x) if elsewhere else x)
     return Graph(graph.inputs, outputs)
 
 

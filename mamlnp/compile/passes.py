@@ -441,10 +441,14 @@ def convolutions(graph: Graph) -> Graph:
         large = found.size * found.dtype.itemsize > LARGEST_WINDOWS
         return found if large and x.shape == (*lead, n * rows * columns, length) else None
 
+    def one_stride(weights: Node, lead: Shape) -> bool:
+        """Do the kernels find the weights of every task: one for all, or each its own?"""
+        return math.prod(weights.shape[:-2]) in (1, math.prod(lead))
+
     def rule(node: Node, args: tuple[Any, ...]) -> Node:
         if node.op == "matmul":
             a, b = args
-            found = windows(a)
+            found = windows(a) if one_stride(b, node.shape[:-2]) else None
             if found is not None and node.shape[:-2] == found.shape[:-4]:
                 counts = {**found.params, "counts": found.shape[-3:-1]}
                 return Node("conv", (found.args[0], b), counts, node.shape, node.dtype)
@@ -460,6 +464,7 @@ def convolutions(graph: Graph) -> Graph:
                 and x.size * x.dtype.itemsize > LARGEST_WINDOWS
                 and product.shape[:-2] == node.shape[:-4] == product.args[0].shape[:-2]
                 and product.shape[-1] == x.shape[-1]
+                and one_stride(product.args[1], node.shape[:-4])
             ):
                 counts = {**node.params, "counts": x.shape[-3:-1]}
                 return Node("conv_images", product.args, counts, node.shape, node.dtype)
@@ -473,7 +478,9 @@ LINEAR = ("reshape", "transpose", "fold")
 
 
 def _accumulating(graph: Graph) -> Rule:
-    """a b + c d in two products and no sum; f(a) + f(b) as f(a + b) where f is linear."""
+    """a b + c d in two products and no sum; f(a) + f(b) as f(a + b) where f is linear.
+
+    What is used again is left alone: it would be computed twice, or copied (see plan.Plan)."""
     uses = Counter(a.number for node in graph.nodes() for a in node.nodes)
     uses.update(x.number for x in graph.outputs)
     once = {node.number for node in graph.nodes() if uses[node.number] == 1}
@@ -492,21 +499,18 @@ def _accumulating(graph: Graph) -> Rule:
 
 
 def _summed(once: set[int], a: Node, b: Node, node: Node) -> Node:
-    """The node that a + b is, where once are the nodes that are used once."""
+    """The node that a + b is, where once are the nodes that are used once, here or in what was made
+    here; how often a + b itself is used, only its caller knows."""
     if a.op == b.op in LINEAR and a.params == b.params and {a.number, b.number} <= once:
         inner = a.args[0]
         if inner.shape == b.args[0].shape and inner.dtype == b.args[0].dtype:
             apart = elementwise("add", (), inner.shape, inner.dtype)
             joined = _summed(once, inner, b.args[0], apart)
             once.add(joined.number)
-            made = like(a, (joined,))
-            once.add(made.number)
-            return made
+            return like(a, (joined,))
     if a.op not in PRODUCTS or a.number not in once or len(a.args) == 3:
         a, b = b, a
     sums = a.op in PRODUCTS and a.number in once and len(a.args) == 2
     if sums and b.op in (*PRODUCTS, "fold") and b.number in once and a.shape == b.shape:
-        made = like(a, (*a.args, b))
-        once.add(made.number)
-        return made
+        return like(a, (*a.args, b))
     return like(node, (a, b))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..backend import generated
 from ..backend.generated import CODES, LoopNest, Operand, Result, Value
-from .fuse import COMPARISONS, Access, Loop, Memory, Step, batch, contiguous, matrix, space
+from .fuse import COMPARISONS, Access, Loop, Memory, Step, batch, contiguous, copied, matrix, space
 from .passes import PRODUCTS
 from .trace import REDUCTIONS, Graph, Node, Shape
 
@@ -297,6 +297,16 @@ def _single(node: Node, memory: Memory, products: bool) -> Row | Eager:
     return Eager(node)
 
 
+def _adds(row: Row | Eager) -> bool:
+    """Does it add to what is where its result goes?"""
+    return (
+        isinstance(row, Row)
+        and isinstance(row.kernel, Fixed)
+        and row.kernel.name in ("product", "convolution")
+        and row.words[-1] == 1
+    )
+
+
 # ---- memory
 
 
@@ -366,8 +376,8 @@ class Plan:
     ) -> None:
         self.inputs, self.outputs = graph.inputs, graph.outputs
         self.memory = Memory()
-        self.steps = list(steps)
-        reads = [self._reads(step) for step in self.steps]
+        self.steps: list[Step] = []
+        reads = [self._reads(step) for step in steps]
         stored = {root for found in reads for root in found} | set(self.outputs)
         self.rows: list[Row | Eager] = []
         self.arena = Arena(reuse=reuse)
@@ -377,30 +387,34 @@ class Plan:
         }  # fmt: skip
         last = {root: i for i, found in enumerate(reads) for root in found}
         fixed = {*self.inputs, *self.outputs, *self.constants}
-        for i, step in enumerate(self.steps):
+        for i, step in enumerate(steps):
             dying = [x for x in reads[i] if last[x] == i and x not in fixed]
             scratch = None
             if isinstance(step, Loop):
                 nest = _Nest(step, self.memory, stored)
                 made = nest.outputs
-                self.rows.append(Row(nest.nest, nest.words))
+                row: Row | Eager = Row(nest.nest, nest.words)
             else:
                 made = [step]
                 if step.op in ("conv", "conv_weights", "conv_images"):
                     scratch = _scratch(step)
                     self.arena.take(scratch)
-                    self.rows.append(_convolution(step, self.memory, scratch))
+                    row = _convolution(step, self.memory, scratch)
                 else:
-                    self.rows.append(_single(step, self.memory, products))
+                    row = _single(step, self.memory, products)
             for node in made:
+                heir = self._heir(step, node, dying) if node not in fixed else None
+                if heir is None and _adds(row):
+                    self._begin(node)
                 if node in fixed:
                     continue
-                heir = self._heir(step, node, dying)
                 if heir is not None:
                     dying.remove(heir)
                     self.arena.offsets[node] = self.arena.offsets[heir]
                 else:
                     self.arena.take(node)
+            self.steps.append(step)
+            self.rows.append(row)
             for node in [*dying, scratch] if scratch is not None else dying:
                 self.arena.release(node)
             for node in made:  # never read: kept only while it is made
@@ -411,11 +425,23 @@ class Plan:
         args = step.reads if isinstance(step, Loop) else step.nodes
         return list(dict.fromkeys(self.memory.access(a).root for a in args))
 
+    def _begin(self, product: Node) -> None:
+        """Copy what a product adds to, which others still need, to where it adds."""
+        copy = copied(product.args[2])
+        loop = Loop(copy.shape)
+        loop.roots, loop.inside, loop.reads = [copy], {copy: None}, {product.args[2]: None}
+        nest = _Nest(loop, self.memory, {copy})
+        words = [At(product, 0) if w == At(copy, 0) else w for w in nest.words]
+        self.steps.append(loop)
+        self.rows.append(Row(nest.nest, words))
+
     def _heir(self, step: Step, node: Node, dying: list[Node]) -> Node | None:
         """What a result can take the place of: read at the same place in the same moment."""
         if isinstance(step, Node):
-            same = step.op in PRODUCTS and len(step.args) == 3 and step.args[2] in dying
-            return step.args[2] if same else None
+            if step.op not in PRODUCTS or len(step.args) < 3 or step.args[2] not in dying:
+                return None
+            factors = [self.memory.access(a).root for a in step.args[:2]]
+            return step.args[2] if step.args[2] not in factors else None
         if node.op in REDUCTIONS or not self.arena.reuse:
             return None
         for x in dying:

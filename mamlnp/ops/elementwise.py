@@ -1,15 +1,30 @@
 """One element in, one element out, with NumPy's broadcasting.
 
 Values at edge points: relu'(0) = abs'(0) = 0; ties of maximum and minimum share the cotangent
-equally; a branch that `where` did not take gets exactly 0.
+equally; a branch that `where` did not take gets exactly 0. NaN goes through: relu, clip, maximum
+and minimum hand on the whole cotangent where the result is NaN (to both arguments), abs hands on
+NaN.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..array import Array
-from ..draws import Draw, Drawn, Shape, nonzero, one, positive, reals, two
+from ..draws import (
+    Domain,
+    Draw,
+    Drawn,
+    Shape,
+    Tails,
+    above_zero,
+    nonzero,
+    one,
+    positive,
+    reals,
+    two,
+)
 from ..errors import DtypeError, ShapeError
 from ..op import answers, as_array, op
 from .shape import sum_to
@@ -134,7 +149,7 @@ def _(ct: Array, out: Array, a: Array, b: Array) -> Array:
     return _fit(ct, b)
 
 
-@op(draw=two(), shapes=BROADCAST, operator="sub", numpy=("subtract",))
+@op(draw=two(), shapes=BROADCAST, operator="sub", numpy=("subtract",), linear_in=("a", "b"))
 def sub(xp: Any, a: Any, b: Any) -> Any:
     """a - b."""
     return xp.subtract(a, b)
@@ -172,6 +187,7 @@ def _(ct: Array, out: Array, a: Array, b: Array) -> Array:
     shapes=BROADCAST,
     operator="truediv",
     numpy=("divide", "true_divide"),
+    tails=Tails("a / b"),
 )
 def div(xp: Any, a: Any, b: Any) -> Any:
     """a / b."""
@@ -207,7 +223,13 @@ def _draw_power(d: Draw) -> Drawn:
     return (d.array(d.shape(), domain), exponent), {}
 
 
-@op(draw=_draw_power, shapes=BROADCAST, operator="pow", numpy=("pow",))
+@op(
+    draw=_draw_power,
+    shapes=BROADCAST,
+    operator="pow",
+    numpy=("pow",),
+    tails=Tails("a ** b", (above_zero, Domain(1e-3, 1e3, signed=True)), "1 + abs(log(a))"),
+)
 def power(xp: Any, a: Any, b: Any) -> Any:
     """a ** b. A Python number as exponent uses no logarithm and is right for negative a too.
 
@@ -219,9 +241,8 @@ def power(xp: Any, a: Any, b: Any) -> Any:
 @power.vjp("a")
 def _(ct: Array, out: Array, a: Array, b: Any) -> Array:
     if isinstance(b, Array):
-        constant = equal(b, 0)
-        slope = mul(b, power(a, where(constant, 1, sub(b, 1))))
-        return _fit(where(constant, 0.0, mul(ct, slope)), a)
+        edge = where(equal(a, 0), equal(b, 0), False)
+        return _fit(mul(ct, mul(b, power(a, where(edge, 1, sub(b, 1))))), a)
     if b == 0:
         return mul(ct, 0.0)
     return mul(ct, b) if b == 1 else mul(ct, mul(power(a, b - 1) if b != 2 else a, b))
@@ -248,7 +269,7 @@ def reciprocal(x: Any) -> Array:
 # ---- exponentials and circles
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("exp(x)"))
 def exp(xp: Any, x: Any) -> Any:
     """e to the x."""
     return xp.exp(x)
@@ -259,7 +280,7 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return mul(ct, out)
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("expm1(x)"))
 def expm1(xp: Any, x: Any) -> Any:
     """exp(x) - 1, exact for small x."""
     return xp.expm1(x)
@@ -267,10 +288,10 @@ def expm1(xp: Any, x: Any) -> Any:
 
 @expm1.vjp("x")
 def _(ct: Array, out: Array, x: Array) -> Array:
-    return mul(ct, add(out, 1.0))
+    return mul(ct, exp(x))
 
 
-@op(draw=one(positive))
+@op(draw=one(positive), tails=Tails("log(x)", (above_zero,)))
 def log(xp: Any, x: Any) -> Any:
     """Natural logarithm."""
     return xp.log(x)
@@ -281,7 +302,7 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return div(ct, x)
 
 
-@op(draw=one(positive))
+@op(draw=one(positive), tails=Tails("log1p(x)", (Domain(-1.0, math.inf),)))
 def log1p(xp: Any, x: Any) -> Any:
     """log(1 + x), exact for small x."""
     return xp.log1p(x)
@@ -292,7 +313,7 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return div(ct, add(x, 1.0))
 
 
-@op(draw=one(positive))
+@op(draw=one(positive), tails=Tails("sqrt(x)", (above_zero,)))
 def sqrt(xp: Any, x: Any) -> Any:
     """Square root; its derivative at 0 is infinite (see norm for one that is not)."""
     return xp.sqrt(x)
@@ -303,7 +324,7 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return div(mul(ct, 0.5), out)
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("sin(x)"))
 def sin(xp: Any, x: Any) -> Any:
     """Sine, x in radians."""
     return xp.sin(x)
@@ -314,7 +335,7 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return mul(ct, cos(x))
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("cos(x)"))
 def cos(xp: Any, x: Any) -> Any:
     """Cosine, x in radians."""
     return xp.cos(x)
@@ -325,7 +346,7 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return neg(mul(ct, sin(x)))
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("tanh(x)"))
 def tanh(xp: Any, x: Any) -> Any:
     """Hyperbolic tangent."""
     return xp.tanh(x)
@@ -333,10 +354,10 @@ def tanh(xp: Any, x: Any) -> Any:
 
 @tanh.vjp("x")
 def _(ct: Array, out: Array, x: Array) -> Array:
-    return mul(ct, sub(1.0, square(out)))
+    return mul(ct, mul(_sigmoid_slope(mul(x, 2.0)), 4.0))
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("1 / (1 + exp(-x))"))
 def sigmoid(xp: Any, x: Any) -> Any:
     """1 / (1 + exp(-x)), without overflow."""
     e = xp.exp(-1.0 * xp.abs(x))
@@ -345,10 +366,25 @@ def sigmoid(xp: Any, x: Any) -> Any:
 
 @sigmoid.vjp("x")
 def _(ct: Array, out: Array, x: Array) -> Array:
-    return mul(ct, mul(out, sub(1.0, out)))
+    return mul(ct, _sigmoid_slope(x))
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("exp(-abs(x)) / (1 + exp(-abs(x))) ** 2"))
+def _sigmoid_slope(xp: Any, x: Any) -> Any:
+    """sigmoid(x) sigmoid(-x), the derivative of sigmoid(x) and of tanh(x / 2) / 2.
+
+    An op of its own, for 1 - sigmoid(x) and 1 - tanh(x)^2 are 0 where these have rounded to 1.
+    """
+    e = xp.exp(-1.0 * xp.abs(x))
+    return e / xp.square(1 + e)
+
+
+@_sigmoid_slope.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return neg(mul(ct, mul(out, tanh(mul(x, 0.5)))))
+
+
+@op(draw=one(), tails=Tails("log1p(exp(x))"))
 def softplus(xp: Any, x: Any) -> Any:
     """log(1 + exp(x)), without overflow."""
     return xp.logaddexp(x, 0)
@@ -375,13 +411,13 @@ def _(ct: Array, out: Array, x: Array) -> Array:
 
 @op(draw=one(), pattern=lambda xp, x: x > 0)
 def relu(xp: Any, x: Any) -> Any:
-    """max(x, 0); the derivative at 0 is 0."""
+    """max(x, 0); the derivative at 0 is 0, at NaN it is 1."""
     return xp.maximum(x, 0)
 
 
 @relu.vjp("x")
 def _(ct: Array, out: Array, x: Array) -> Array:
-    return mul(ct, greater(x, 0))
+    return where(less_equal(x, 0), 0.0, ct)
 
 
 @op(draw=two(), shapes=BROADCAST, pattern=lambda xp, a, b: xp.sign(xp.subtract(a, b)))
@@ -391,8 +427,9 @@ def maximum(xp: Any, a: Any, b: Any) -> Any:
 
 
 def _share(ct: Array, larger: Any, smaller: Any) -> Array:
-    """All of the cotangent where the one is larger, half of it where they are equal."""
-    return where(equal(larger, smaller), mul(ct, 0.5), where(greater(larger, smaller), ct, 0.0))
+    """All of the cotangent unless the one is smaller, half of it where they are equal. (Neither is
+    so where one is NaN.)"""
+    return where(equal(larger, smaller), mul(ct, 0.5), where(less(larger, smaller), 0.0, ct))
 
 
 @maximum.vjp("a")
