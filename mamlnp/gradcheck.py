@@ -827,6 +827,7 @@ def debug_tasks() -> Iterator[None]:
             (:func:`check_tasks`).
 
     >>> import numpy as np
+    >>> from mamlnp import Batch
     >>> support = Batch(np.ones((5, 5, 1)), np.ones((5, 5, 1)))
     >>> theta = {"w": np.ones((1, 1)), "b": np.zeros(1)}
     >>> def loss(params, batch):  # b is (T, 1), and meets (T, N, 1) along N
