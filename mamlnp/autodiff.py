@@ -240,7 +240,7 @@ def value_and_grad(
         strict: raise if f does not depend on a leaf, instead of giving zeros.
 
     Raises:
-        ShapeError: f's result is not a scalar.
+        ShapeError: f's result has not one element.
         DtypeError: a leaf to differentiate by is not a float.
         MissingRuleError: strict, and a leaf is unused; it is named.
 
@@ -257,7 +257,7 @@ def value_and_grad(
                 full[i] = part
             out = f(*full, **kwargs)
             value = as_array(out[0] if has_aux else out)
-            if value.shape != ():
+            if value.size != 1:
                 raise ShapeError(
                     f"grad: the function returned {describe(value)}, not a scalar. "
                     "Sum it, or use vjp or jacobian."

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from mamlnp import backend
-from mamlnp.backend import cublas
+from mamlnp.backend import cublas, reference
 from mamlnp.errors import DeviceError
 
 COMPILER = shutil.which("g++")
@@ -360,9 +360,16 @@ class CuPy(types.ModuleType):
         return found if isinstance(found, type) else there(found)
 
 
+SPECIAL = types.SimpleNamespace(
+    erf=there(functools.partial(reference.erf, complement=False)),
+    erfc=there(functools.partial(reference.erf, complement=True)),
+)
+
+
 def installed(monkeypatch):
     """Put the stand-in in CuPy's place for the rest of a test."""
     monkeypatch.setitem(sys.modules, "cupy", CuPy("cupy"))
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", SPECIAL)
     monkeypatch.setattr(cublas, "product", gemm)
     monkeypatch.setattr(backend, "namespaces", backend.namespaces)  # restored with what is in it
     monkeypatch.setitem(backend.namespaces, Elsewhere, sys.modules["cupy"])

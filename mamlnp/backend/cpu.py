@@ -138,3 +138,17 @@ def put(values: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]) -> np
     out = np.zeros(shape, values.dtype)
     _put(values.reshape(-1), positions.reshape(-1), out.reshape(-1))
     return out
+
+
+@_compiled
+def _erf(x, out, complement):  # type: ignore[no-untyped-def]
+    for i in range(x.size):
+        out[i] = math.erfc(x[i]) if complement else math.erf(x[i])
+
+
+@_or_reference
+def erf(x: np.ndarray, complement: bool) -> np.ndarray:
+    """The error function of every element, or 1 minus it."""
+    out = np.empty(x.shape, x.dtype if x.dtype.kind == "f" else np.float64)
+    _erf(np.ascontiguousarray(x).reshape(-1), out.reshape(-1), complement)
+    return out

@@ -86,3 +86,9 @@ def put(values: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]) -> np
     out = np.zeros(shape, values.dtype)
     np.add.at(out.reshape(-1), positions.reshape(-1), values.reshape(-1))
     return out
+
+
+def erf(x: np.ndarray, complement: bool) -> np.ndarray:
+    """The error function of every element, or 1 minus it."""
+    function = np.vectorize(math.erfc if complement else math.erf, otypes=[np.float64])
+    return function(x).astype(x.dtype if x.dtype.kind == "f" else np.float64)
