@@ -33,6 +33,7 @@ from . import (
 from .array import Array, array
 from .autodiff import (
     checkpoint,
+    custom_vjp,
     dot,
     grad,
     hessian,
@@ -45,8 +46,7 @@ from .autodiff import (
 )
 from .backend import to_device, to_host, using_device, using_kernels
 from .compile import compile as compile, debug_compile
-from .gradcheck import check_grads, check_hvp, check_meta_gradient
-from .maml import debug_tasks
+from .gradcheck import check_grads, check_hvp, check_meta_gradient, debug_tasks
 from .op import debug_nans
 from .ops.elementwise import (
     abs as abs,
@@ -124,12 +124,15 @@ from .tasks import (
     miniimagenet,  # noqa: F401
     omniglot,  # noqa: F401
     sinusoid,  # noqa: F401
+    strokes,  # noqa: F401
 )
 from .vmap import vmap as vmap
 
 if TYPE_CHECKING:
-    from . import initialisations
+    from . import initialisations, rl
     from .initialisations import load
+
+    __version__: str
 
 __all__ = [
     "Array",
@@ -151,6 +154,7 @@ __all__ = [
     "concatenate",
     "conv2d",
     "cos",
+    "custom_vjp",
     "div",
     "debug_compile",
     "debug_nans",
@@ -205,6 +209,7 @@ __all__ = [
     "ravel",
     "relu",
     "reshape",
+    "rl",
     "sigmoid",
     "sign",
     "sin",
@@ -243,4 +248,12 @@ def __getattr__(name: str) -> _Any:
     if name in ("load", "initialisations"):
         module = _import_module(".initialisations", __name__)
         return module.load if name == "load" else module
+    if name == "rl":
+        return _import_module(".rl", __name__)
+    if name == "__version__":
+        return _import_module(".runs", __name__).version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "load", "initialisations", "rl", "__version__"})

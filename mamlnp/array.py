@@ -22,8 +22,10 @@ numpy_names: dict[str, Callable[..., Any]] = {}
 class Array:
     """An immutable array that knows how it was made.
 
-    Make one with :func:`array`. Python's operators, NumPy's functions and indexing work on it and
-    are differentiable; ``numpy()`` (or ``np.asarray``) gives its value as a read-only view.
+    Make one with :func:`array`, which copies: ``Array(value)`` takes the memory of a native array
+    over, and nothing may write into it from then on. Python's operators, NumPy's functions and
+    indexing work on it and are differentiable; ``numpy()`` (or ``np.asarray``) gives its value as a
+    read-only view.
 
     Attributes:
         value: the native array (NumPy's on the CPU).
@@ -227,7 +229,7 @@ class Array:
         return repr(backend.to_host(self.value)).replace("array(", "Array(", 1)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if backend.namespaces.get(self.value.__class__, np) is not np:
+        if not self.serial and backend.namespaces.get(self.value.__class__, np) is not np:
             raise DeviceError(
                 f"asarray: this Array is on {self.device}, and NumPy would copy it unasked. Use "
                 "mamlnp's functions on it, or x.numpy() to copy it."
@@ -266,6 +268,7 @@ def array(x: Any, dtype: Any = None, *, device: str | None = None) -> Array:
         value = native.astype(native.dtype if dtype is None else dtype, copy=True)
         return Array(value if device is None else backend.to_device(value, device))
     value = np.array(x, dtype=dtype)
+    value = value.astype(value.dtype.newbyteorder("="), copy=False)
     if value.dtype.kind not in "fiub":
         raise DtypeError(
             f"array: {value.dtype} is not a type of real numbers. "

@@ -67,6 +67,19 @@ class MissingPackageError(ImportError, ValueError):
     """An optional package is not installed."""
 
 
+def check_rng(where: str, rng: Any) -> None:
+    """Refuse what cannot be drawn from.
+
+    Raises:
+        TypeError: it is no generator of NumPy's.
+    """
+    if not isinstance(rng, np.random.Generator):
+        seed = rng if isinstance(rng, int) else 0
+        raise TypeError(
+            f"{where}: rng is {rng!r:.80}, not a generator. Pass numpy.random.default_rng({seed})."
+        )
+
+
 class NonFiniteError(FloatingPointError):
     """An op made NaN or infinity of finite numbers.
 

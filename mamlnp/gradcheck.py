@@ -2,8 +2,8 @@
 
 Order 1 holds the pullback of f against differences of f; order k holds the pullback of the
 (k-1)-th pullback against differences of that. With random weights w and a random direction d,
-phi(t) = <w, f(x + t d)> has the derivative <J'w, d> by the rules, and central differences
-(docs, equation 3.3) whose step shrinks until they settle (equation 3.4). How far they still move
+phi(t) = <w, f(x + t d)> has the derivative <J'w, d> by the rules. Its central differences (docs,
+equation 3.3) take a step that shrinks until they settle (equation 3.4). How far they still move
 then is the bound on their own error, and five verdicts follow:
 
 - right, wrong: the differences are known to the tolerance, and agree with the rules or do not;
@@ -17,9 +17,10 @@ Everything is float64.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -27,10 +28,11 @@ import numpy as np
 
 from . import backend, maml, tree
 from .array import Array
-from .autodiff import dot, grad, hvp, tape, vjp
+from .autodiff import dot, grad, hvp, stop_gradient, tape, vjp
 from .draws import TOLERANCES as TOLERANCES  # for whoever holds more against another
 from .errors import DtypeError, GradientError, MissingRuleError, ShapeError
 from .op import Op, as_array, describe
+from .ops.shape import concatenate
 from .tasks import Task
 
 Tree = Any
@@ -39,9 +41,11 @@ Verdict = Literal["right", "wrong", "kink", "does not settle", "not deterministi
 
 # The steps t of the differences, relative to the argument's scale: each a quarter of the last. The
 # first that is tried is 1e-5; 1e-4 already crosses kinks of a small conv net too often.
-STEPS = 1e-5 * 4.0 ** -np.arange(-5, 15)
-FIRST = 5
-PLACES = 6  # where to look, before a point is given up: there, and a little beside it
+STEPS = 1e-5 * 4.0 ** -np.arange(-7, 15)
+FIRST = 7
+# Where to look before a point is given up: there, and so far beside it; there, elements move by as
+# much (False) or each in proportion to itself (True).
+PLACES = ((0.0, False), (0.0, True), (1e-3, False), (1e-3, True), (0.1, False), (0.1, True))
 
 ADVICE: dict[Verdict, str] = {
     "kink": "Choose another point.",
@@ -222,8 +226,9 @@ def _compared(
     """The comparisons of every order up to the first that fails, and the functions compared."""
     function, leaves, names = flat.function, flat.leaves, flat.names
     report, functions = Report(not_compared=flat.not_compared), [(function, leaves)]
+    scale = max(map(_norm, function(*leaves)), default=1.0)
     for k in range(1, order + 1):
-        report.comparisons += _compared_once(function, leaves, names, (flat.name, k), rng)
+        report.comparisons += _compared_once(function, leaves, names, (flat.name, k), rng, scale)
         if report.failures:
             break
         if k < order:
@@ -239,11 +244,15 @@ def _compared_once(
     names: Sequence[str],
     label: tuple[str, int],
     rng: np.random.Generator,
+    scale: float = 1.0,
 ) -> list[Comparison]:
-    """f's pullback against f's differences, argument by argument up to the first that is wrong."""
+    """f's pullback against f's differences, argument by argument up to the first that is wrong.
+
+    The scale is that of the numbers f computes with, where they are larger than 1.
+    """
     name, order = label
     with np.errstate(all="ignore"):  # what is not finite is said in words
-        here = _Point(f, leaves, rng)
+        here = _Point(f, leaves, rng, scale=max(1.0, scale))
         changed = here.changed()
         found: list[Comparison] = []
         for i, argument in enumerate(names):
@@ -368,6 +377,7 @@ class _Point:
         f, leaves: the function and the place.
         out: its value.
         weights: random ones for every element of the value.
+        scale: of the numbers f computes with.
         cts: the pullback's cotangents of those weights; NaN where they cannot be right.
         problems: for each leaf, why not.
     """
@@ -378,8 +388,9 @@ class _Point:
         leaves: list[Array],
         rng: np.random.Generator,
         weights: list[Array] | None = None,
+        scale: float = 1.0,
     ) -> None:
-        self.f, self.leaves = f, leaves
+        self.f, self.leaves, self.scale = f, leaves, scale
         self.out, pullback = vjp(f, *leaves)
         self.weights = [_random_like(y, rng) for y in self.out] if weights is None else weights
         self.problems = [""] * len(leaves)
@@ -395,7 +406,7 @@ class _Point:
 
     def again(self, weights: list[Array]) -> _Point:
         """The same with other weights."""
-        return _Point(self.f, self.leaves, np.random.default_rng(0), weights)
+        return _Point(self.f, self.leaves, np.random.default_rng(0), weights, self.scale)
 
     def changed(self) -> str:
         """What is not the same when everything is computed once more; "" if nothing is."""
@@ -413,16 +424,17 @@ class _Point:
                 )
         return ""
 
-    def rounding(self, i: int) -> float:
-        """How much rounding there is in one leaf's cotangent: its change when the weights are a
-        third, three times."""
-        third = self.again([w / 3.0 for w in self.weights]).cts[i]
-        return _norm(self.cts[i] - 3.0 * third)
+    def vanishes(self, i: int) -> bool:
+        """Is one leaf's cotangent zero but for rounding: another one with weights a third as large,
+        three times?"""
+        parts = (0.3, 0.6, 0.7, 1 / 3)
+        others = [self.again([w * part for w in self.weights]).cts[i] / part for part in parts]
+        return _norm(self.cts[i]) <= 100 * max(_norm(self.cts[i] - other) for other in others)
 
-    def beside(self, relative: bool, rng: np.random.Generator) -> _Point:
-        """Another a thousandth away: of each element, or of all."""
-        moved = [x + 1e-3 * (_scale(x, relative) * _random_like(x, rng)) for x in self.leaves]
-        return _Point(self.f, moved, rng, self.weights)
+    def beside(self, far: float, rng: np.random.Generator) -> _Point:
+        """Another, so far away: in proportion to every element, or where that is far, to all."""
+        moved = [x + far * (_scale(x, far < 0.1) * _random_like(x, rng)) for x in self.leaves]
+        return _Point(self.f, moved, rng, self.weights, self.scale)
 
 
 class _Line:
@@ -433,6 +445,7 @@ class _Line:
         size: of the terms that phi sums, whose rounding no difference gets rid of: the root of
             the sum of their squares, as roundings do not all go one way.
         kinks, outside: how many differences crossed a kink; how many were not finite.
+        torn: whether long steps settle on one slope and short ones on another.
     """
 
     def __init__(self, point: _Point, i: int, direction: Array) -> None:
@@ -441,6 +454,7 @@ class _Line:
         self.size = math.hypot(*map(_norm, terms))
         self.differences = np.full(len(STEPS), math.nan)
         self.kinks = self.outside = 0
+        self.torn = False
 
     def difference(self, n: int) -> float:
         """(phi(t) - phi(-t)) / 2t for the n-th step (docs, equation 3.3)."""
@@ -464,7 +478,7 @@ class _Line:
 
     def rounding(self, step: Any) -> Any:
         """What the rounding of phi's terms alone does to a difference."""
-        return 4 * np.finfo(np.float64).eps * self.size / step
+        return np.finfo(np.float64).eps * self.size / step
 
     def derivative(self, exact: float, typical: float) -> tuple[float, float]:
         """phi'(0), and a bound on its error: infinite if the differences settle on nothing.
@@ -493,8 +507,11 @@ class _Line:
         once = (16 * d[1:] - d[:-1]) / 15
         twice = (256 * once[1:] - once[:-1]) / 255
         apart = abs(np.diff(twice))
-        spread = np.maximum(apart[:-1], apart[1:]) + self.rounding(STEPS[3:-1])
-        return twice[1:-1], spread
+        longer = np.nan_to_num([0.0, *apart[:-1]])  # the longest has no longer one
+        spread = np.maximum(longer, apart) + self.rounding(STEPS[2:-1])
+        for _ in range(2):  # noise is a quarter of what it is at a quarter of the step: no luck
+            spread[:-1] = np.fmax(spread[:-1], spread[1:] / 4)
+        return twice[:-1], spread
 
     def settled(self) -> tuple[float, float]:
         """The extrapolation that moves least, and by how much.
@@ -507,40 +524,29 @@ class _Line:
         if np.isnan(spreads).all():
             return math.nan, math.inf
         if self.flat():
-            return 0.0, 20 * float(self.rounding(STEPS[~np.isnan(self.differences)].max()))
-        known = spreads <= 1e-3 * abs(values)
+            rounding = np.finfo(np.float64).eps * self.point.scale
+            longest = STEPS[~np.isnan(self.differences)].max()
+            return 0.0, float((np.nanmax(self.changes()) + rounding) / longest)
+        known = (spreads <= 1e-3 * abs(values)) & (values != 0)
         if not known.any():
             return float(values[np.nanargmin(spreads)]), math.inf
         best = int(np.nanargmin(np.where(known, spreads, math.nan)))
         value, spread = float(values[best]), float(spreads[best])
-        if (abs(values - value) > 30 * (spreads + spread))[known].any():
-            return value, math.inf
-        return value, spread
+        apart = abs(values - value) - TOLERANCES["difference"] * abs(value)
+        self.torn = bool((apart > 30 * (spreads + spread))[known].any())
+        return value, math.inf if self.torn else spread
+
+    def changes(self) -> np.ndarray:
+        """How much phi changes over every step."""
+        return abs(self.differences) * STEPS
 
     def flat(self) -> bool:
-        """Does phi not change, but for rounding, at any step?"""
-        taken = ~np.isnan(self.differences)
-        return bool((abs(self.differences) <= 20 * self.rounding(STEPS))[taken].all())
-
-    def zero(self, rounding: float) -> bool:
-        """Is there no slope, as well as that can be known?
-
-        Best known to be within its spread of zero; and that spread is small beside phi's own
-        rounding, the terms that cancel in the rules (whose rounding is given), or the slope not far
-        from here.
-        """
-        if self.flat():
-            return True
-        values, spreads = self.extrapolated()
-        if np.isnan(spreads).all():
-            return False
-        best = int(np.nanargmin(spreads))
-        slope = np.nan_to_num(abs(self.differences[: best + 2])).max()
-        small = max(
-            100 * self.rounding(STEPS[best + 3]),
-            TOLERANCES["difference"] * max(slope, rounding / np.finfo(np.float64).eps),
-        )
-        return bool(abs(values[best]) <= spreads[best] <= small)
+        """Does phi change no more at the longest steps than at the shortest, where it is rounding
+        that changes it?"""
+        changes = self.changes()[~np.isnan(self.differences)]
+        rounding = changes[len(changes) // 2 :].max(initial=0)
+        known = len(changes) > 9 and rounding <= 1e3 * np.finfo(np.float64).eps * self.point.scale
+        return bool(known and changes.max() <= 20 * max(rounding, self.rounding(1.0)))
 
 
 def _compare(
@@ -555,16 +561,17 @@ def _compare(
     undecided: list[Comparison] = []
     passed = vanished = None
     kinks = 0
-    for n in range(PLACES):
-        relative = n % 2 == 1
-        if vanished and (relative or n > 4):
-            continue
-        point = here if n < 2 else here.beside(n < 4, rng)
+    for n, (far, relative) in enumerate(PLACES):
+        point = here.beside(far, rng) if far else here
         found, line = _along(point, i, label, relative, rng)
-        if found.verdict == "wrong" and not found.problem:  # not on the word of one direction
-            found, line = _along(point, i, label, relative, rng)
         kinks += line.kinks
         found = replace(found, kinks=kinks)
+        if line.torn or (found.verdict == "wrong" and found.error <= 100 * found.bound):
+            other, second = _along(point, i, label, relative, rng)  # one direction may mistake it
+            if line.torn and second.torn:
+                return found
+            if other.verdict != "wrong":
+                found = replace(found, verdict="does not settle")
         if found.verdict == "wrong" or (found.verdict == "right" and not _mixed(here.leaves[i])):
             return found
         if found.verdict == "right":  # along both directions, if they are so different
@@ -575,10 +582,8 @@ def _compare(
             return passed
         else:
             undecided.append(found)
-        if n == 0 and found.verdict == "does not settle":
-            rounding = here.rounding(i)
-            if _norm(here.cts[i]) <= 100 * rounding and line.zero(rounding):
-                vanished = replace(found, verdict="right", error=0.0, bound=0.0)
+        if found.verdict == "does not settle" and not far and line.flat() and here.vanishes(i):
+            vanished = replace(found, verdict="right", error=0.0, bound=0.0)
         if n == 1 and all(c.problem for c in undecided):
             break
     if vanished:
@@ -593,10 +598,14 @@ def _along(
     """One argument's cotangent against differences, along one direction from a point."""
     x, ct = point.leaves[i], point.cts[i]
     scale = _scale(x, relative)
-    direction = _random_like(x, rng)
-    direction = scale * direction / max(1.0, _norm(direction))
+    typical = _norm(scale * ct) / math.sqrt(x.size)
+    for _ in range(10):
+        direction = _random_like(x, rng)
+        direction = scale * direction / max(1.0, _norm(direction))
+        exact = dot(ct, direction).item()
+        if abs(exact) > 0.3 * typical:  # else it tells little of the cotangent
+            break
     line = _Line(point, i, direction)
-    exact, typical = dot(ct, direction).item(), _norm(scale * ct) / math.sqrt(x.size)
     value, bound = line.derivative(exact, typical)
     size = max(filter(math.isfinite, map(abs, (value, exact, typical))), default=0.0)
     tolerance, gap = TOLERANCES["difference"] * size, abs(value - exact)
@@ -615,10 +624,10 @@ def _along(
     error = gap / size if size else gap
     found = Comparison(
         *label,
-        numeric=value,
+        numeric=float(value),
         exact=exact,
-        error=error if math.isfinite(error) else math.inf,
-        bound=bound / size if size else bound,
+        error=float(error) if math.isfinite(error) else math.inf,
+        bound=float(bound / size if size else bound),
         kinks=line.kinks,
         verdict=verdict,
         problem=problem,
@@ -632,14 +641,14 @@ def _scale(x: Array, relative: bool) -> Array:
     largest = sizes.max(initial=0)
     together = largest * math.sqrt(np.mean((sizes / largest) ** 2)) if largest else 0.0
     if relative:
-        return Array(backend.to_device(np.where(sizes > 0, sizes, together or 1.0)))
+        return Array(backend.to_device(np.where(sizes > 1e-200, sizes, together or 1.0)))
     return Array(backend.to_device(np.asarray(max(1.0, together))))
 
 
 def _mixed(x: Array) -> bool:
     """Are the elements of very different sizes?"""
     sizes = abs(_host(x))
-    return bool(sizes.max() > 1e6 * np.min(sizes[sizes > 0], initial=math.inf))
+    return bool(sizes.max() > 1e3 * np.min(sizes[sizes > 0], initial=math.inf))
 
 
 def _norm(x: Array) -> float:
@@ -669,7 +678,7 @@ def _with_pieces(f: Function, leaves: list[Array]) -> tuple[list[Array], list[by
         for x in node.inputs:
             if isinstance(x, Array) and not x.serial:
                 value = backend.to_host(x.value)
-                if (value == np.round(value)).all():
+                if (value == np.round(value)).all() and (abs(value) < 2**31).all():
                     pieces.append(value.tobytes())
     return out, pieces
 
@@ -783,7 +792,7 @@ def check_meta_gradient(
     report = Report(_compared_once(objective, leaves, names, ("meta-gradient", 1), rng))
     if report.verdict != "not deterministic":
         for batch in task:
-            maml.check_tasks(loss, maml.per_task(params, maml.num_tasks(batch)), batch)
+            check_tasks(loss, maml.per_task(params, maml.num_tasks(batch)), batch)
     if report.failures:
         raise _error("check_meta_gradient", report, "Check the loss with check_grads.")
 
@@ -803,6 +812,89 @@ def check_meta_gradient(
                 "wrong",
             )
     return report
+
+
+@contextlib.contextmanager
+def debug_tasks() -> Iterator[None]:
+    """Hold the loss of one task alone against its loss among others, wherever this thread adapts.
+
+    It costs three losses more a step. What is compiled, or goes over other threads, is not held.
+
+    Raises:
+        ShapeError: they differ, as when shapes broadcast tasks against examples
+            (:func:`check_tasks`).
+
+    >>> import numpy as np
+    >>> support = Batch(np.ones((5, 5, 1)), np.ones((5, 5, 1)))
+    >>> theta = {"w": np.ones((1, 1)), "b": np.zeros(1)}
+    >>> def loss(params, batch):  # b is (T, 1), and meets (T, N, 1) along N
+    ...     return ((batch.x @ params["w"] + params["b"] - batch.y) ** 2).mean((1, 2))
+    >>> with debug_tasks():  # doctest: +ELLIPSIS
+    ...     adapted = maml.adapt(loss, theta, support, inner_lr=0.1)
+    Traceback (most recent call last):
+        ...
+    mamlnp.errors.ShapeError: loss: task 0's is ... It depends on other tasks' params['b'] ...
+    """
+    before, maml.watched.check = maml.watched.check, check_tasks
+    try:
+        yield
+    finally:
+        maml.watched.check = before
+
+
+def check_tasks(loss: maml.Loss, params: Tree, batch: Tree) -> None:
+    """Is the loss of one task alone what it is among others? Close to params, where every task has
+    its own copy of them; a loss that is random, or not finite there, is not judged.
+
+    Args:
+        loss, batch: as in :func:`mamlnp.maml.adapt`.
+        params: every leaf with the task axis, (T, ...).
+
+    Raises:
+        ShapeError: it is not: a task's loss depends on other tasks.
+    """
+    tasks = maml.num_tasks(batch)
+    params, batch = stop_gradient(params), stop_gradient(batch)
+    if tasks < 2 or not all(backend.is_native(x.value) for x in tree.leaves((params, batch))):
+        return
+    params = tree.map(_moved, params)
+    among, again = (as_array(loss(params, batch)) for _ in range(2))
+    first = tree.map(lambda x: x[:1], (params, batch))
+    try:
+        alone = as_array(loss(*first))
+    except Exception as error:
+        raise ShapeError(
+            f"loss: task 0 of {tasks} has none alone ({error}) What belongs to a task goes into "
+            "its batch or its params."
+        ) from error
+    host = [backend.to_host(x.value) for x in (among, again, alone)]
+    (value, *_), (second, *_), (by_itself,) = host
+    tolerance = abs(host[0]).max() * np.finfo(host[0].dtype).eps ** 0.5
+    if not abs(value - by_itself) > tolerance or abs(value - second) > tolerance:
+        return
+    mixed = []
+    for n, (path, leaf) in enumerate(tree.items(params, "params")):
+        leaves = tree.leaves(params)
+        leaves[n] = concatenate([leaf[:1], _moved(leaf[1:])])
+        other = as_array(loss(tree.unflatten(params, leaves), batch))
+        if abs(backend.to_host(other.value)[0] - value) > tolerance:
+            mixed.append(f"{path} {describe(leaf)}")
+    of = f"It depends on other tasks' {', '.join(mixed)}. " if mixed else ""
+    raise ShapeError(
+        f"loss: task 0's is {value:.3g} among {tasks} tasks and {by_itself:.3g} alone, so that "
+        f"tasks are broadcast against examples or share something else. {of}A bias (T, out) is "
+        "added to (T, N, out) as b[:, None]; or write the loss for one task, and pass "
+        "ml.vmap(loss)."
+    )
+
+
+def _moved(x: Array) -> Array:
+    """Some tenths of its size away, every element by another, so that no two tasks are equal."""
+    value = backend.to_host(x.value)
+    size = np.sqrt(np.mean(value**2)) or 1.0
+    noise = np.random.default_rng(0).standard_normal(value.shape)
+    moved = np.asarray(value + 0.1 * size * noise, value.dtype)
+    return Array(backend.to_device(moved, x.device))
 
 
 def distance(a: Tree, b: Tree) -> float:

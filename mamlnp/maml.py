@@ -8,28 +8,34 @@ averaged, so that alpha means what it means in the paper.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-import numpy as np
-
-from . import backend, tree
+from . import tree
 from .array import Array
 from .autodiff import anew, grad, hvp, stop_gradient, value_and_grad, vjp
 from .errors import ShapeError
 from .op import as_array, describe
 from .ops.elementwise import add, mul, neg, sub, zeros_like
 from .ops.reduce import sum
-from .ops.shape import broadcast_to, concatenate
-from .optim import Optimizer
+from .ops.shape import broadcast_to
+from .optim import Optimizer, check_rate, check_steps
 from .tasks import Batch, Task
 
 Tree = Any
 Loss = Callable[[Tree, Any], Array]  # (params, a batch of each task) -> (T,)
 Method = Literal["backprop", "hvp"]
+
+
+class _Watched(threading.local):
+    """What is called with every loss, params and batch in this thread (see mamlnp.debug_tasks)."""
+
+    check: Callable[[Loss, Tree, Tree], None] | None = None
+
+
+watched = _Watched()
 
 
 def num_tasks(batch: Tree) -> int:
@@ -50,99 +56,9 @@ def task_losses(loss: Loss, params: Tree, batch: Tree) -> Array:
             "Reduce over each task's examples only (tasks are summed here), or write the loss for "
             "one task and pass ml.vmap(loss)."
         )
+    if watched.check is not None:
+        watched.check(loss, params, batch)
     return losses
-
-
-class _Debug(threading.local):
-    """Does this thread hold every loss against that of one task alone?"""
-
-    tasks = False
-
-
-_debug = _Debug()
-
-
-@contextlib.contextmanager
-def debug_tasks() -> Iterator[None]:
-    """Hold the loss of one task alone against its loss among others, wherever this thread adapts.
-
-    It costs three losses more a step. What is compiled, or goes over other threads, is not held.
-
-    Raises:
-        ShapeError: they differ, as when shapes broadcast tasks against examples
-            (:func:`check_tasks`).
-
-    >>> import numpy as np
-    >>> support = Batch(np.ones((5, 5, 1)), np.ones((5, 5, 1)))
-    >>> theta = {"w": np.ones((1, 1)), "b": np.zeros(1)}
-    >>> def loss(params, batch):  # b is (T, 1), and meets (T, N, 1) along N
-    ...     return ((batch.x @ params["w"] + params["b"] - batch.y) ** 2).mean((1, 2))
-    >>> with debug_tasks():  # doctest: +ELLIPSIS
-    ...     adapted = adapt(loss, theta, support, inner_lr=0.1)
-    Traceback (most recent call last):
-        ...
-    mamlnp.errors.ShapeError: loss: task 0's is ... It depends on other tasks' params['b'] ...
-    """
-    before, _debug.tasks = _debug.tasks, True
-    try:
-        yield
-    finally:
-        _debug.tasks = before
-
-
-def check_tasks(loss: Loss, params: Tree, batch: Tree) -> None:
-    """Is the loss of one task alone what it is among others? Close to params, where every task has
-    its own copy of them; a loss that is random, or not finite there, is not judged.
-
-    Args:
-        loss, batch: as in :func:`adapt`.
-        params: every leaf with the task axis, (T, ...).
-
-    Raises:
-        ShapeError: it is not: a task's loss depends on other tasks.
-    """
-    tasks = num_tasks(batch)
-    params, batch = stop_gradient(params), stop_gradient(batch)
-    if tasks < 2 or not all(backend.is_native(x.value) for x in tree.leaves((params, batch))):
-        return
-    params = tree.map(_moved, params)
-    among, again = (task_losses(loss, params, batch) for _ in range(2))
-    first = tree.map(lambda x: x[:1], (params, batch))
-    try:
-        alone = task_losses(loss, *first)
-    except Exception as error:
-        raise ShapeError(
-            f"loss: task 0 of {tasks} has none alone ({error}) What belongs to a task goes into "
-            "its batch or its params."
-        ) from error
-    host = [backend.to_host(x.value) for x in (among, again, alone)]
-    (value, *_), (second, *_), (by_itself,) = host
-    tolerance = abs(host[0]).max() * np.finfo(host[0].dtype).eps ** 0.5
-    if not abs(value - by_itself) > tolerance or abs(value - second) > tolerance:
-        return
-    mixed = []
-    for n, (path, leaf) in enumerate(tree.items(params, "params")):
-        leaves = tree.leaves(params)
-        leaves[n] = concatenate([leaf[:1], _moved(leaf[1:])])
-        other = task_losses(loss, tree.unflatten(params, leaves), batch)
-        if abs(backend.to_host(other.value)[0] - value) > tolerance:
-            mixed.append(f"{path} {describe(leaf)}")
-    of = f"It depends on other tasks' {', '.join(mixed)}. " if mixed else ""
-    raise ShapeError(
-        f"loss: task 0's is {value:.3g} among {tasks} tasks and {by_itself:.3g} alone, so that "
-        f"tasks are broadcast against examples or share something else. {of}A bias (T, out) is "
-        "added to (T, N, out) as b[:, None]; or write the loss for one task, and pass "
-        "ml.vmap(loss)."
-    )
-
-
-def _moved(x: Array) -> Array:
-    """Some tenths of its size away, every element by another, so that no two tasks are equal."""
-    value = backend.to_host(x.value)
-    size = np.sqrt(np.mean(value**2)) or 1.0
-    noise = np.random.default_rng(0).standard_normal(value.shape)
-    moved = np.asarray(value + 0.1 * size * noise, value.dtype)
-    return Array(backend.to_device(moved, x.device))
 
 
 def total(loss: Loss, batch: Tree) -> Callable[[Tree], Array]:
@@ -186,12 +102,15 @@ def inner_loop(
             f"adapt: inner_lr is {inner_lr!r} and inner_optimizer {inner_optimizer!r}. "
             "Pass exactly one of them."
         )
+    if isinstance(support, Task):
+        raise TypeError(
+            "adapt: support is a Task, not a Batch. Pass its support set, task.support."
+        )
+    check_rate(inner_lr)
     theta = per_task(params, num_tasks(support))
     state = inner_optimizer.init(theta) if inner_optimizer else {}
     while True:
         yield theta
-        if _debug.tasks:
-            check_tasks(loss, theta, support)
         here = stop_gradient(theta) if first_order else theta
         grads = grad(total(loss, support))(here)
         if inner_optimizer:
@@ -218,18 +137,25 @@ def adapt(loss: Loss, params: Tree, support: Batch, *, inner_steps: int = 1, **h
 
     Raises:
         ShapeError: the loss is not of shape (T,).
-        ValueError: there is not exactly one of inner_lr and inner_optimizer.
+        TypeError: support is a Task.
+        ValueError: there is not exactly one of inner_lr and inner_optimizer, a number in inner_lr
+            is negative, or inner_steps is.
     """
+    check_steps(inner_steps)
     return next(itertools.islice(inner_loop(loss, params, support, **how), inner_steps, None))
 
 
 def meta_loss(loss: Loss, params: Tree, task: Task, **inner: Any) -> Array:
     """Every task's query loss after adaptation, (T,): L_i(theta_i') (Algorithm 1, line 8; docs,
     equation 4.2)."""
+    _check_task(task)
     theta = adapt(loss, params, task.support, **inner)
-    if _debug.tasks:
-        check_tasks(loss, theta, task.query)
     return task_losses(loss, theta, task.query)
+
+
+def _check_task(task: Any) -> None:
+    if isinstance(task, Batch):
+        raise TypeError("meta_loss: task is a Batch, not a Task. Pass Task(support, query).")
 
 
 def meta_gradient(
@@ -312,15 +238,13 @@ def _explicit_product(
             "meta_gradient: method 'hvp' is for plain gradient descent, but there is an "
             "inner_optimizer or no inner_lr. Pass inner_lr, or use method 'backprop'."
         )
+    _check_task(task)
+    check_steps(inner_steps)
+    check_rate(inner_lr)
     support = total(loss, task.support)
     path = [per_task(params, num_tasks(task.support))]
     for _ in range(inner_steps):
-        if _debug.tasks:
-            check_tasks(loss, path[-1], task.support)
         path.append(descend(path[-1], grad(support)(path[-1]), inner_lr))
-
-    if _debug.tasks:
-        check_tasks(loss, path[-1], task.query)
 
     def query(theta: Tree) -> tuple[Array, Array]:
         losses = task_losses(loss, theta, task.query)

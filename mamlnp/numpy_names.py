@@ -453,6 +453,7 @@ _reduction("all", lambda x, *axis, **how: reduce.sum(x == 0, *axis, **how) == 0,
 def _mean(a: Any, axis: Axes = None, dtype: Any = None, out: None = None, keepdims: bool = False,
           *, where: Any = True) -> Any:
     a = _among(a, where, 0, dtype, out)
+    axis = normalized_axes("mean", axis, a.ndim)
     return reduce.sum(a, axis, keepdims=keepdims) / _count(a, axis, keepdims, where)
 
 
@@ -710,7 +711,7 @@ for _name, _symbol in {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow"
                        "floordiv": "//", "matmul": "@"}.items():  # fmt: skip
     setattr(Array, f"__i{_name}__", _in_place(_symbol))
 for _name in METHODS:
-    setattr(Array, _name, _method(_name, None))
+    setattr(Array, _name, _method(_name, vars(Array).get(_name)))
 Array.flatten = lambda self, order="C": np.ravel(self, order)
 Array.__getattr__ = _attribute
 Array.__array_ufunc__ = _ufunc

@@ -20,8 +20,7 @@ import numpy as np
 from . import tree
 from .array import Array
 from .autodiff import stop_gradient
-from .compile.trace import users_line
-from .errors import CaptureError, ShapeError
+from .errors import CaptureError, ShapeError, users_line
 from .op import Op, as_array, describe, recording
 from .ops.elementwise import sub
 from .ops.gather import HERE, numbering, positions, positions_along, take
@@ -99,6 +98,10 @@ class Mapped:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
 
     def __repr__(self) -> str:
         return f"{describe(self)} of each of {self.frame.size}"
@@ -304,11 +307,6 @@ def _put(frame: Frame, op: Op, operands: list[Any], params: dict[str, Any]) -> M
     return Mapped(frame, op.apply((_repeated(frame, x), where), {"shape": shape}))
 
 
-def _rerun(frame: Frame, op: Op, operands: list[Any], params: dict[str, Any]) -> Any:
-    """Written in ops, so it maps itself."""
-    return params["f"](*(Array(x) if x.__class__ is Mapped else x for x in operands)).value
-
-
 def _one_by_one(frame: Frame, op: Op, operands: list[Any], params: dict[str, Any]) -> Mapped:
     """Example by example: for an op without a rule here."""
     results = [
@@ -324,8 +322,8 @@ BROADCASTING = (
     "cos", "cosh", "div", "eigh", "equal", "erf", "exp", "expm1", "fold", "greater",
     "greater_equal", "isfinite", "less", "less_equal", "log", "log1p", "matmul",
     "matrix_transpose", "maximum", "minimum", "mul", "neg", "not_equal", "one_hot", "ones_like",
-    "patches", "power", "relu", "remainder", "rounded", "sigmoid", "sign", "sin", "sinh",
-    "slogdet", "softplus", "solve", "sqrt", "sub", "tanh", "where", "zeros_like",
+    "patches", "power", "relu", "remainder", "rounded", "sigmoid", "sigmoid_slope", "sign", "sin",
+    "sinh", "slogdet", "softplus", "solve", "sqrt", "sub", "tanh", "where", "zeros_like",
 )  # fmt: skip
 RULES: dict[str, Rule] = {
     **dict.fromkeys(BROADCASTING, _broadcasting),
@@ -341,7 +339,6 @@ RULES: dict[str, Rule] = {
     "positions": _positions,
     "positions_along": _positions_along,
     "put": _put,
-    "rerun": _rerun,
     "reshape": _reshape,
     "sum_to": _sum_to,
     "take": _take,

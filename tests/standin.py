@@ -155,6 +155,8 @@ def there(function):
     def moved(*args, **kwargs):
         assert not any(isinstance(x, np.ndarray) for x in args)
         out = function(*map(here, args), **{k: here(x) for k, x in kwargs.items()})
+        if isinstance(out, tuple):
+            return tuple(map(Elsewhere, out))
         return Elsewhere(out) if isinstance(out, np.ndarray | np.generic) else out
 
     return moved
@@ -357,9 +359,12 @@ class CuPy(types.ModuleType):
         if name.startswith("__"):  # not of a module's own
             raise AttributeError(name)
         found = getattr(np, name)
+        if name == "linalg":
+            return types.SimpleNamespace(**{n: there(getattr(found, n)) for n in LINALG})
         return found if isinstance(found, type) else there(found)
 
 
+LINALG = ("cholesky", "eigh", "slogdet", "solve")
 SPECIAL = types.SimpleNamespace(
     erf=there(functools.partial(reference.erf, complement=False)),
     erfc=there(functools.partial(reference.erf, complement=True)),

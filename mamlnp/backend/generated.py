@@ -19,8 +19,10 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 
+from ..errors import MissingPackageError
 from . import memory, replay
 
 CODES = {np.dtype(t): t for t in ("f4", "f8", "i8", "b1")}
@@ -100,7 +102,8 @@ EXPRESSIONS = {
     "cos": "math.cos({0})",
     "tanh": "math.tanh({0})",
     "sigmoid": "(ONE if {0} >= ZERO else math.exp(-abs({0}))) / (ONE + math.exp(-abs({0})))",
-    "sigmoid_slope": "math.exp(-abs({0})) / ((ONE + math.exp(-abs({0}))) ** 2)",
+    "sigmoid_slope": "math.exp(-abs({0})) / (ONE + math.exp(-abs({0})))"
+    " / (ONE + math.exp(-abs({0})))",
     "softplus": "(ZERO if {0} < ZERO else {0}) + math.log1p(math.exp(-abs({0})))",
     "relu": "ZERO if {0} <= ZERO else {0}",
     "sign": "ONE if {0} > ZERO else (-ONE if {0} < ZERO else ({0} if {0} != {0} else ZERO))",
@@ -310,6 +313,11 @@ def fixed(name: str, code: str, wide: bool = True) -> int:
 
 def _compiled(text: str, function: str) -> int:
     """The address of a function in a module with this text, from the disk where it is there."""
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise MissingPackageError(
+            "NUMBA_DISABLE_JIT: is set, and without numba's compiler no compiled function can run. "
+            "Unset it, or run eagerly: leave compile out, and give a training --eager."
+        )
     name = f"{function}_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
     path = cache_folder() / f"{name}.py"
     if not path.exists():

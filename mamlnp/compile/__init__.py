@@ -17,6 +17,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any
 
+import numpy as np
+
 from .. import backend, tree
 from ..array import Array
 from ..backend.machine import advise, blas
@@ -106,7 +108,13 @@ class Traced:
         finally:
             self.replays.append(replay)
         rest = iter(results)
-        return tree.map(lambda x: Array(next(rest)) if x.__class__ is Array else x, self.out)
+
+        def own(x: Any) -> Any:
+            if x.__class__ is Array:
+                return Array(next(rest))
+            return x.copy() if isinstance(x, np.ndarray) else x
+
+        return tree.map(own, self.out)
 
 
 class Compiled:
@@ -263,7 +271,7 @@ def _flatten(x: Tree, leaves: list[Array], kinds: list[Any]) -> None:
         for child in x:
             _flatten(child, leaves, kinds)
     elif _is_raw(x):
-        _flatten(as_array(x), leaves, kinds)
+        _flatten(as_array(x, lent=True), leaves, kinds)  # a call is over before x changes
     else:
         kinds.append((kind, repr(x) if kind is float else x))  # 0.0 is not -0.0
 

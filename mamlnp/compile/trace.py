@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import tree
 from ..array import Array
-from ..autodiff import rerun
+from ..autodiff import custom
 from ..backend import device_of, to_host
 from ..backend.generated import EXPRESSIONS
 from ..backend.reference import check_windows, window_counts
@@ -77,6 +77,10 @@ class Node:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
     def __repr__(self) -> str:
         return f"{self.op}:{self.dtype}[{','.join(map(str, self.shape))}]"
 
@@ -84,7 +88,7 @@ class Node:
         self, op: Op, args: tuple[Any, ...], values: list[Any], params: dict[str, Any]
     ) -> Any:
         """What an op makes of values of which at least one is a Node (see Op.apply)."""
-        if op is rerun:  # written in ops, so it traces itself
+        if op is custom:  # written in ops, so it traces itself
             return op.forward(None, *map(as_node, values), **params)
         nodes = tuple(as_node(v) if hasattr(v, "dtype") else v for v in values)
         own = op.__module__.startswith(LIBRARY)  # another op of such a name is NumPy's to run
@@ -286,7 +290,13 @@ def trace(f: Callable[..., Any], args: Tree, device: str = "cpu") -> tuple[Graph
             f"compile: the function closes over an Array that is being {what} around it. "
             "Pass it as an argument."
         )
-    return graph, tree.map(lambda x: Array(None) if x.__class__ is Array else x, out), made
+
+    def blank(x: Any) -> Any:
+        if x.__class__ is Array:
+            return Array(None)
+        return x.copy() if isinstance(x, np.ndarray) else x  # which is the user's
+
+    return graph, tree.map(blank, out), made
 
 
 def check_repeats(graph: Graph, out: Tree, again: Graph, out_again: Tree) -> None:

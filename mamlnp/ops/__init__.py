@@ -1,6 +1,6 @@
 """Every differentiable operation, each from one declaration.
 
-In reading order: shape, elementwise, reduce, gather, linear, linalg, pool.
+In reading order: shape, elementwise, gather, reduce, linear, linalg, pool.
 """
 
 from ..op import registry

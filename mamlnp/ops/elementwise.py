@@ -1,7 +1,9 @@
 """One element in, one element out, with NumPy's broadcasting.
 
 Values at edge points: relu'(0) = abs'(0) = 0; ties of maximum and minimum share the cotangent
-equally; a branch that `where` did not take gets exactly 0.
+equally; a branch that `where` did not take gets exactly 0. NaN goes through: relu, clip, maximum
+and minimum hand on the whole cotangent where the result is NaN (to both arguments), abs hands on
+NaN.
 """
 
 from __future__ import annotations
@@ -533,13 +535,13 @@ def _(ct: Array, out: Array, x: Array) -> Array:
 
 @op(draw=one(), pattern=lambda xp, x: x > 0)
 def relu(xp: Any, x: Any) -> Any:
-    """max(x, 0); the derivative at 0 is 0."""
+    """max(x, 0); the derivative at 0 is 0, at NaN it is 1."""
     return xp.maximum(x, 0)
 
 
 @relu.vjp("x")
 def _(ct: Array, out: Array, x: Array) -> Array:
-    return mul(ct, greater(x, 0))
+    return where(less_equal(x, 0), 0.0, ct)
 
 
 @op(draw=two(), shapes=BROADCAST, pattern=lambda xp, a, b: xp.sign(xp.subtract(a, b)))
@@ -549,8 +551,9 @@ def maximum(xp: Any, a: Any, b: Any) -> Any:
 
 
 def _share(ct: Array, larger: Any, smaller: Any) -> Array:
-    """All of the cotangent where the one is larger, half of it where they are equal."""
-    return where(equal(larger, smaller), mul(ct, 0.5), where(greater(larger, smaller), ct, 0.0))
+    """All of the cotangent unless the one is smaller, half of it where they are equal. (Neither is
+    so where one is NaN.)"""
+    return where(equal(larger, smaller), mul(ct, 0.5), where(less(larger, smaller), 0.0, ct))
 
 
 @maximum.vjp("a")

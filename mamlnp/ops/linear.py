@@ -11,7 +11,16 @@ from ..draws import Draw, Drawn
 from ..errors import ShapeError
 from ..op import answers, as_array, describe, op
 from .reduce import sum
-from .shape import matrix_transpose, moveaxis, reshape, squeeze, sum_to, transpose
+from .shape import (
+    concatenate,
+    matrix_transpose,
+    moveaxis,
+    pad,
+    reshape,
+    squeeze,
+    sum_to,
+    transpose,
+)
 
 Pair = tuple[int, int]
 Padding = str | int | tuple[Pair, Pair]
@@ -237,7 +246,9 @@ def _(
     return patches(ct, size=size, stride=stride, padding=padding)
 
 
-def resolve_padding(padding: Padding, shape: Pair, size: Pair, stride: int) -> tuple[Pair, Pair]:
+def resolve_padding(
+    padding: Padding, shape: Pair, size: Pair, stride: int | Pair
+) -> tuple[Pair, Pair]:
     """((top, bottom), (left, right)) from "SAME", "VALID", a number, or such pairs.
 
     "SAME" is TensorFlow's: the result has ceil(side / stride) rows, and an odd pixel goes to the
@@ -246,12 +257,13 @@ def resolve_padding(padding: Padding, shape: Pair, size: Pair, stride: int) -> t
     >>> resolve_padding("SAME", (28, 28), (3, 3), 2)
     ((0, 1), (0, 1))
     """
+    strides = (stride, stride) if isinstance(stride, int) else stride
     if padding == "VALID":
         return (0, 0), (0, 0)
     if padding == "SAME":
         pairs = []
-        for side, k in zip(shape, size, strict=True):
-            total = max((math.ceil(side / stride) - 1) * stride + k - side, 0)
+        for side, k, step in zip(shape, size, strides, strict=True):
+            total = max((math.ceil(side / step) - 1) * step + k - side, 0)
             pairs.append((total // 2, total - total // 2))
         return pairs[0], pairs[1]
     if isinstance(padding, int):
@@ -264,7 +276,41 @@ def resolve_padding(padding: Padding, shape: Pair, size: Pair, stride: int) -> t
     )
 
 
-def conv2d(x: Any, w: Any, stride: int = 1, padding: Padding = "SAME") -> Array:
+def _pixels(what: str, pixels: Any) -> Pair:
+    """One number for both sides, or one for each: (rows, columns)."""
+    pair = (pixels, pixels) if isinstance(pixels, int) else pixels
+    match pair:
+        case (int(rows), int(columns)) if min(rows, columns) >= 1:
+            return rows, columns
+    raise ShapeError(
+        f"conv2d: {what} {pixels!r} is no number of pixels. Pass 1 or more, or a pair of such."
+    )
+
+
+def _windows(
+    x: Array, size: Pair, strides: Pair, dilations: Pair, pads: tuple[Pair, Pair]
+) -> Array:
+    """Every window flattened, as :func:`patches` has it, whatever its steps."""
+    if strides[0] == strides[1] and dilations == (1, 1):
+        return patches(x, size=size, stride=strides[0], padding=pads)
+    x = pad(x, ((0, 0),) * (x.ndim - 3) + pads + ((0, 0),))
+
+    def taken(side: int, k: int, stride: int, dilation: int) -> list[slice]:
+        """What the window's first, second, ... pixel is, over all windows."""
+        last = side - (k - 1) * dilation
+        return [slice(i * dilation, i * dilation + last, stride) for i in range(k)]
+
+    rows, columns = map(taken, x.shape[-3:-1], size, strides, dilations)
+    return concatenate([x[..., r, c, :] for r in rows for c in columns], -1)
+
+
+def conv2d(
+    x: Any,
+    w: Any,
+    stride: int | Pair = 1,
+    padding: Padding = "SAME",
+    dilation: int | Pair = 1,
+) -> Array:
     """Convolution (cross-correlation, as everywhere in deep learning), channels last (docs,
     equation 6.1).
 
@@ -274,8 +320,10 @@ def conv2d(x: Any, w: Any, stride: int = 1, padding: Padding = "SAME") -> Array:
     Args:
         x: (N, H, W, C) or, with the task axis, (T, N, H, W, C).
         w: (kh, kw, C, out) or, one filter bank a task, (T, kh, kw, C, out).
-        stride: in pixels, along both sides.
-        padding: "SAME" (TensorFlow's), "VALID" or a number of pixels on every side.
+        stride: from one window to the next, in pixels: along both sides, or (rows, columns).
+        padding: "SAME" (TensorFlow's), "VALID", a number of pixels on every side, or
+            ((top, bottom), (left, right)).
+        dilation: from one pixel of a window to the next, as for ``stride``.
 
     Returns:
         (N, H', W', out), or (T, N, H', W', out) if either argument has the task axis.
@@ -303,15 +351,15 @@ def conv2d(x: Any, w: Any, stride: int = 1, padding: Padding = "SAME") -> Array:
             f"conv2d: x has {x.shape[0]} tasks but w {w.shape[0]} "
             f"(x {describe(x)}, w {describe(w)}). Give both one task axis."
         )
-    if not isinstance(stride, int) or stride < 1:
-        raise ShapeError(f"conv2d: stride {stride!r} is no number of pixels. Pass 1 or more.")
-    pads = resolve_padding(padding, x.shape[-3:-1], (kh, kw), stride)
-    if any(s + p + q < k for s, (p, q), k in zip(x.shape[-3:-1], pads, (kh, kw), strict=True)):
+    strides, dilations = _pixels("stride", stride), _pixels("dilation", dilation)
+    high, wide = ((k - 1) * step + 1 for k, step in zip((kh, kw), dilations, strict=True))
+    pads = resolve_padding(padding, x.shape[-3:-1], (high, wide), strides)
+    if any(s + p + q < k for s, (p, q), k in zip(x.shape[-3:-1], pads, (high, wide), strict=True)):
         raise ShapeError(
-            f"conv2d: the window {kh}x{kw} is larger than the padded image "
+            f"conv2d: the window {high}x{wide} is larger than the padded image "
             f"(x {describe(x)}, padding {pads}). Use a smaller window or more padding."
         )
-    windows = patches(x, size=(kh, kw), stride=stride, padding=pads)
+    windows = _windows(x, (kh, kw), strides, dilations, pads)
     *lead, rows, columns, length = windows.shape
     flat = reshape(windows, (*lead[:-1], lead[-1] * rows * columns, length))
     out = _matmul(flat, reshape(w, (*tasks, length, filters)))

@@ -1,17 +1,34 @@
 """Many elements in, one out.
 
-Values at edge points: equal maxima share the cotangent equally; the norm of zero has derivative 0
-at every order.
+Values at edge points: equal maxima share the cotangent equally, as NaNs do, which are the largest
+and the smallest there is; the norm of zero has derivative 0 at every order. Where the largest
+number is infinite or NaN, that is logsumexp's result, and one element gets the whole cotangent.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..array import Array
 from ..draws import Draw, Drawn, Shape
 from ..op import answers, as_array, op
-from .elementwise import div, equal, exp, isfinite, log, sqrt, square, sub, where
+from .elementwise import (
+    abs,
+    div,
+    equal,
+    exp,
+    isfinite,
+    less,
+    log1p,
+    not_equal,
+    ones_like,
+    sqrt,
+    square,
+    sub,
+    where,
+)
+from .gather import numbering
 from .shape import (
     broadcast_to,
     expand_dims,
@@ -64,7 +81,7 @@ def _is_maximal(xp: Any, x: Any, *, axis: Shape, keepdims: bool) -> Any:
 
 def _share(ct: Array, out: Array, x: Array, *, axis: Shape, keepdims: bool) -> Array:
     """The rule of max and min: the cotangent, in equal parts, to where the result came from."""
-    won = equal(x, _restored(out, axis, keepdims))
+    won = where(not_equal(x, x), True, equal(x, _restored(out, axis, keepdims)))
     winners = sum(won.astype(x.dtype), axis, keepdims=True)
     return where(won, div(_restored(ct, axis, keepdims), winners), 0.0)
 
@@ -171,36 +188,59 @@ def _without_reduced(y: Array, axis: Axes, keepdims: bool) -> Array:
     return y if keepdims else reshape(y, tuple(s for i, s in enumerate(y.shape) if i not in axes))
 
 
-def _finite_maximum(x: Array, axis: Axes) -> Array:
-    """The maximum as a constant, to subtract before exp; 0 where it is infinite."""
-    top = max(x.constant(), axis, keepdims=True)
-    return where(isfinite(top), top, 0.0)
+def _from_largest(x: Array, axis: Axes) -> tuple[Array, Array, Array, Array]:
+    """(x less the first of the largest along the axes; that one; is it finite? and what the others'
+    exponentials add up to, as a multiple of its own).
+
+    It is not in that sum, and is differentiated like all else: beside 1 what is small is lost, and
+    with it what a derivative would give back as 1 - p.
+    """
+    axes = normalized_axes("reduction", axis, x.ndim)
+    known = x.constant()
+    top = max(known, axes, keepdims=True)
+    line = numbering(known[tuple(slice(None if i in axes else 1) for i in range(x.ndim))])
+    place = where(less(known, top), line.size, line)
+    first = equal(place, min(place, axes, keepdims=True))
+    steady = isfinite(top)
+    largest = sum(where(first, x, 0.0), axes, keepdims=True)
+    centred = where(first, 0.0, x - where(steady, largest, 0.0))
+    rest = sum(where(first, 0.0, exp(centred)), axes, keepdims=True)
+    return centred, largest + where(steady, 0.0, top), steady, rest
 
 
 def logsumexp(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
     """log(sum(exp(x))) over the axes, without overflow."""
     x = as_array(x)
-    top = _finite_maximum(x, axis)
-    total = log(sum(exp(x - top), axis, keepdims=True)) + top
-    return _without_reduced(total, axis, keepdims)
+    _, largest, steady, rest = _from_largest(x, axis)
+    return _without_reduced(largest + log1p(where(steady, rest, 0.0)), axis, keepdims)
 
 
 def softmax(x: Any, axis: Axes = -1) -> Array:
-    """exp(x) / sum(exp(x)) over the axes, without overflow."""
-    x = as_array(x)
-    e = exp(x - _finite_maximum(x, axis))
-    return e / sum(e, axis, keepdims=True)
+    """exp(x) / sum(exp(x)) over the axes, without overflow; NaN beside infinity or NaN."""
+    centred, _, steady, rest = _from_largest(as_array(x), axis)
+    return exp(centred) / ((1.0 + rest) * where(steady, ones_like(rest), math.nan))
 
 
 def log_softmax(x: Any, axis: Axes = -1) -> Array:
-    """x - logsumexp(x) over the axes."""
-    x = as_array(x)
-    return x - logsumexp(x, axis, keepdims=True)
+    """x - logsumexp(x) over the axes, without overflow or cancellation; NaN beside infinity or
+    NaN."""
+    centred, _, steady, rest = _from_largest(as_array(x), axis)
+    return centred - log1p(rest) * where(steady, ones_like(rest), math.nan)
 
 
 @answers(numpy=("norm",))
 def norm(x: Any, *, axis: Axes = None, keepdims: bool = False) -> Array:
-    """sqrt(sum(x^2)) over the axes; at x = 0 its derivatives of every order are 0."""
-    squares = sum(square(x), axis, keepdims=keepdims)
+    """sqrt(sum(x^2)) over the axes, without overflow; at 0 its derivatives of every order are 0.
+
+    By that declaration norm(x)**2 has the Hessian 0 at x = 0, where that of the squared length is
+    2 I. Write sum(x * x) for a squared length: it is right everywhere, and has no square root.
+    """
+    x = as_array(x)
+    if not x.size:
+        return sum(x, axis, keepdims=keepdims)
+    top = max(abs(x.constant()), axis, keepdims=True)
+    scale = where(isfinite(top), where(equal(top, 0), 1.0, top), 1.0)
+    squares = sum(square(x / scale), axis, keepdims=True)
     zero = equal(squares, 0)
-    return where(zero, 0.0, sqrt(where(zero, 1.0, squares)))
+    length = where(zero, 0.0, scale * sqrt(where(zero, 1.0, squares)))
+    return _without_reduced(length, axis, keepdims)

@@ -16,7 +16,7 @@ from .policy import Policy
 from .rollout import Sampler
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Agent:
     """theta of a policy, and how to adapt it.
 
@@ -41,6 +41,11 @@ class Agent:
     inner_gae_lambda: float | None = None
     told: bool = False
     about: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        """What it is, without its parameters."""
+        numbers = sum(leaf.size for leaf in tree.leaves(self.params))
+        return f"<Agent of {self.environment}: {numbers:,} parameters>"
 
     def act(
         self, observations: npt.ArrayLike, *, rng: np.random.Generator | None = None

@@ -18,7 +18,8 @@ try:
     import imageio.v3 as imageio
 except ImportError as error:
     raise MissingPackageError(
-        "imageio: is needed to write films, and is not installed. Run: pip install 'mamlnp[rl]'"
+        "imageio: is needed to write films, and is not installed. "
+        "Run: pip install 'imageio[ffmpeg]'"
     ) from error
 
 ENDINGS = (".gif", ".mp4")

@@ -133,7 +133,8 @@ def _download(part: str) -> Path:
     except (OSError, ValueError) as error:  # no network, or another checksum
         raise DataError(
             f"{URL}{name}: not downloaded to {folder} ({error}). "
-            "Download it yourself and name its folder in data or MAMLNP_DATA."
+            "Download it yourself and name its folder in data or MAMLNP_DATA, or train without it: "
+            "mamlnp train strokes makes up characters of its own."
         ) from error
 
 

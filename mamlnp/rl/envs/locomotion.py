@@ -97,7 +97,7 @@ def _mujoco() -> Any:
     except ImportError as error:
         raise MissingPackageError(
             "mujoco: is needed by the cheetah and the ant, and is not installed. "
-            "Run: pip install 'mamlnp[rl]'"
+            "Run: pip install 'mujoco>=4.0' 'gymnasium>=1.0'"
         ) from error
     except Exception as error:  # whatever the graphics libraries raise
         raise DeviceError(
@@ -118,7 +118,7 @@ def physics(robot: str) -> Any:
     if gymnasium is None or gymnasium.origin is None:
         raise MissingPackageError(
             "gymnasium: its model files are needed by the cheetah and the ant, and it is not "
-            "installed. Run: pip install 'mamlnp[rl]'"
+            "installed. Run: pip install 'gymnasium>=1.0'"
         )
     name = {"cheetah": "half_cheetah", "ant": "ant"}[robot]
     assets = Path(gymnasium.origin).parent / "envs" / "mujoco" / "assets"
