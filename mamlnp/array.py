@@ -99,12 +99,12 @@ class Array:
 
     def __setitem__(self, index: Any, x: Any) -> NoReturn:
         raise UnavailableError(
-            "x[...] = y: an Array cannot be written into. "
+            "x[...] = y: an Array takes no item assignment, since it never changes. "
             "Build a new one with numpy.where, numpy.concatenate or numpy.stack."
         )
 
     def __hash__(self) -> int:
-        raise UnavailableError("hash: an Array has none. Use id(x), or a number of your own.")
+        raise UnavailableError("hash: an Array is unhashable. Use id(x), or a name of your own.")
 
     if TYPE_CHECKING:  # the ops attach these to the class as they register
 
@@ -206,8 +206,7 @@ class Array:
         value = backend.to_host(self.value)
         if value.size != 1:
             raise ShapeError(
-                f"bool: an Array of shape {self.shape} is neither true nor false. "
-                "Use x.any() or x.all()."
+                f"bool: an Array of shape {self.shape} has no truth value. Use x.any() or x.all()."
             )
         return bool(value)
 

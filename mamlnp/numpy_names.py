@@ -57,7 +57,7 @@ MOVES = dict.fromkeys(
 MOVES |= {"append": ("arr", "values"), "extract": ("arr",), "compress": ("a",)}
 # and that are methods of its arrays too.
 METHODS = _set("""all any argmax argmin argsort astype clip conj cumprod cumsum diagonal dot max
-    mean min nonzero prod repeat reshape round searchsorted squeeze std sum swapaxes take trace
+    mean min nonzero prod repeat round searchsorted squeeze std sum swapaxes take trace
     transpose var""")
 # What to name for what there is not, where no name is alike.
 NEAREST = {
@@ -95,10 +95,15 @@ def _answer(name: str, ours: Any, numpys: Function, args: Any, kwargs: dict[str,
         TapeError: it would write what is being differentiated into a plain array.
     """
     shown = f"numpy.{name}" if hasattr(np, name.partition(".")[0]) else f"scipy.special.{name}"
+    if "where" in kwargs and numpys.__name__ == "__call__":
+        raise UnavailableError(
+            f"{shown}: takes no where= on Arrays. Use numpy.where on its result."
+        )
     if name in WRITERS or name.endswith(".at") or kwargs.get("out") is not None:
         if any(x.serial for x in _arrays(args)):
             raise TapeError(leaves_the_tape(f"{shown} would write into a plain array"))
-        raise UnavailableError(f"{shown}: cannot write into an array. Use what it returns.")
+        out = " with out=" if kwargs.get("out") is not None else ""
+        raise UnavailableError(f"{shown}{out}: cannot write into an array. Use what it returns.")
     refusal = None
     if ours is not None:
         try:
@@ -216,9 +221,9 @@ def _attribute(self: Array, name: str) -> Any:
     raise UnavailableError(_missing(f"Array.{name}"))
 
 
-def _method(name: str, ours: Function | None) -> Function:
+def _method(name: str, ours: Function | None, numpys: Function | None = None) -> Function:
     """A method: by our own function, or as NumPy's function of that name is answered."""
-    numpys = getattr(np, name)
+    numpys = numpys or getattr(np, name)
 
     def method(self: Array, *args: Any, **kwargs: Any) -> Any:
         if ours is not None:
@@ -239,11 +244,11 @@ def _method(name: str, ours: Function | None) -> Function:
 
 
 def _named(**functions: Function) -> None:
-    """Let functions answer NumPy's names, several of which stand with __ between them."""
+    """Let functions answer NumPy's names, several of which stand with __ between them; also where
+    an op has the name, for NumPy's functions can be called in more ways."""
     for names, function in functions.items():
-        answers(numpy=tuple(name.replace("linalg_", "linalg.") for name in names.split("__")))(
-            function
-        )
+        for name in names.split("__"):
+            numpy_names[name.replace("linalg_", "linalg.")] = function
 
 
 def _rounded(x: Any, decimals: int | None = 0, out: None = None) -> Any:
@@ -381,9 +386,6 @@ for _name, _logical, _operator in (
     answers(numpy=(_name,), operator=_operator)(_bitwise(_name, numpy_names[_logical]))
 for _name, _f in {"pos": as_array, "divmod": numpy_names["divmod"], "round": _rounded}.items():
     answers(operator=_name)(_f)
-# No element is None.
-answers(operator="eq")(lambda a, b: e.less(a, a) if b is None else e.equal(a, b))
-answers(operator="ne")(lambda a, b: ~e.less(a, a) if b is None else e.not_equal(a, b))
 
 
 # ---- reductions
@@ -433,9 +435,8 @@ def _reduction(name: str, f: Function, nothing: Any, combine: Function, ufunc: s
         return first(a, axis, None, out, keepdims, initial, where)
 
     # fmt: on
-    answers(numpy=(f"{ufunc}.reduce",))(first)
-    names = (name, f"a{name}") if name in ("max", "min") else (name,)
-    answers(numpy=names)(typed if name in ("sum", "prod") else untyped)
+    _named(**{f"{ufunc}.reduce": first})
+    _named(**{f"{name}__a{name}": typed if name in ("sum", "prod") else untyped})
 
 
 _reduction("sum", reduce.sum, 0, e.add, "add")
@@ -496,7 +497,7 @@ for _name, _f in {
     "maximum": e.maximum,
     "minimum": e.minimum,
 }.items():
-    answers(numpy=(f"{_name}.accumulate",))(_accumulation(_f, 0))
+    _named(**{f"{_name}.accumulate": _accumulation(_f, 0)})
 
 
 def _sort(a: Any, axis: int | None = -1, kind: Any = None) -> Array:
@@ -655,7 +656,7 @@ def _special(name: str, parameters: str, slope: Function) -> None:
     made.vjp(made.arguments[-1])(
         lambda ct, out, *args: shape.sum_to(ct * slope(out, *args), args[-1].shape)
     )
-    answers(numpy=(name,))(made)
+    _named(**{name: made})
 
 
 S = numpy_names
@@ -712,7 +713,13 @@ for _name, _symbol in {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow"
     setattr(Array, f"__i{_name}__", _in_place(_symbol))
 for _name in METHODS:
     setattr(Array, _name, _method(_name, vars(Array).get(_name)))
+Array.reshape = _method(
+    "reshape", Array.reshape, lambda x, *s, **how: np.reshape(x, s[0] if len(s) == 1 else s, **how)
+)
 Array.flatten = lambda self, order="C": np.ravel(self, order)
+# No element is None.
+Array.__eq__ = lambda a, b: e.less(a, a) if b is None else e.equal(a, b)
+Array.__ne__ = lambda a, b: ~e.less(a, a) if b is None else e.not_equal(a, b)
 Array.__getattr__ = _attribute
 Array.__array_ufunc__ = _ufunc
 Array.__array_function__ = _function

@@ -160,8 +160,12 @@ def _check_einsum(subscripts: str, terms: list[str], output: str, arrays: list[A
         problem = f"names {len(terms)} operands but there are {len(arrays)}"
     elif any(not t.isalpha() for t in (*terms, output) if t):
         problem = "uses something that is no letter"
-    elif not set(output) <= set().union(*terms) or len(set(output)) < len(output):
-        problem = "has an index in the result twice, or one that no operand has"
+    elif "->" in subscripts and not set(output) >= {n for n in "".join(terms) if n >= "α"}:
+        problem = "has '...' for axes that the result leaves out"
+    elif len(set(output)) < len(output):
+        problem = "repeats an index in the result"
+    elif not set(output) <= set().union(*terms):
+        problem = "has an index in the result that no operand has"
     else:
         for term, x in zip(terms, arrays, strict=True):
             if len(term) != x.ndim:

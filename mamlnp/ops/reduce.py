@@ -169,7 +169,7 @@ def _(x: Any, axis: int | None = -1, kind: str | None = None, *, stable: bool = 
     return (x,), {"axis": normalized_axis("argsort", -1 if axis is None else axis, x.ndim)}
 
 
-@answers(method="mean", numpy=("mean",))
+@answers(method="mean")
 def mean(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
     """The average over the axes."""
     x = as_array(x)
@@ -177,7 +177,7 @@ def mean(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
     return div(sum(x, axes, keepdims=keepdims), size_along(x.shape, axes))
 
 
-@answers(method="var", numpy=("var",))
+@answers(method="var")
 def var(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
     """The mean squared distance from the mean over the axes."""
     return mean(square(sub(x, mean(x, axis, keepdims=True))), axis, keepdims=keepdims)
