@@ -294,7 +294,7 @@ def _clip(a: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max:
 
 
 def _logaddexp(a: Any, b: Any) -> Any:
-    both = [e.add(a, e.zeros_like(b)), e.add(b, e.zeros_like(a))]
+    both = [e.where(True, a, b), e.where(False, a, b)]  # of one shape and type
     return reduce.logsumexp(shape.stack(both), 0)
 
 
@@ -343,7 +343,7 @@ _named(
     heaviside=lambda x, half: np.where(np.equal(x, 0), half, 0.5 * (np.sign(x) + 1.0)),
     positive__conjugate__real__real_if_close__copy=lambda x, **how: x,
     imag=lambda x: e.zeros_like(x),
-    angle=lambda x: np.where(np.signbit(x), math.pi, 0.0),
+    angle=lambda x: np.where(np.signbit(x), math.pi, e.zeros_like(x)),
     nan_to_num=_nan_to_num,
     clip=_clip,
     where=lambda condition, x, y: e.where(condition, x, y),

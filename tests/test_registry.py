@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+from unittest import mock
 
 import exact
 import mpmath
@@ -225,6 +226,12 @@ def a_number(x):
     return x.flat[0].item()
 
 
+def without_copies():
+    """Ops get the very arrays that users pass, so that what they do to them is seen."""
+    return mock.patch.object(backend, "plain", lambda x, copy: x)
+
+
+@without_copies()
 def nothing_is_mutated(op, draw):
     case = Case(op, draw)
     before = [a.tobytes() for a in case.args if isinstance(a, np.ndarray)]
@@ -251,8 +258,7 @@ def assert_the_same(a, b):
 
 def no_memory_is_shared_with_the_user(op, draw):
     case = Case(op, draw)
-    arrays = [ml.array(a) for a in case.floats]
-    out, pullback = ml.vjp(case, *arrays)
+    out, pullback = ml.vjp(case, *case.floats)
     ct = ml.ones_like(out)
     value, before = out.numpy().copy(), [x.numpy().copy() for x in pullback(ct)]
     for i in case.places:
@@ -264,6 +270,7 @@ def no_memory_is_shared_with_the_user(op, draw):
         out.numpy()[...] = 0
 
 
+@without_copies()
 def layout_does_not_matter(op, draw):
     case = Case(op, draw)
     ct = case.random_like(case(*case.floats))
@@ -326,7 +333,7 @@ class Derivatives:
         return of_floats(floats), first(floats), second(floats)
 
     def shuffled(self):
-        return [shuffle(self.case.draw, x) for x in self.arrays]
+        return [shuffle(self.case.draw, x, self.case.op) for x in self.arrays]
 
     def agree(self, got, expected):
         for a, b in zip(ml.tree.leaves(got), ml.tree.leaves(expected), strict=True):
@@ -401,8 +408,11 @@ def mapped_equals_one_by_one(op, draw):
     f.agree(derivatives(ml.vmap(value, in_axes=(axes,))), derivatives(loop))
 
 
-def shuffle(draw, x):
+def shuffle(draw, x, op):
     """The same elements elsewhere: other data that the op can take as well."""
+    if op.shapes.startswith("(..., n, n)") and x.ndim > 1 and x.shape[-1] == x.shape[-2]:
+        order = draw.rng.permutation(x.shape[-1])  # as definite as it was
+        return x[..., order, :][..., order]
     return draw.rng.permutation(x.reshape(-1)).reshape(x.shape)
 
 
@@ -544,7 +554,7 @@ test_11_mapped = law(EVERY_OP)(mapped_equals_one_by_one)
 
 def test_vmap_has_a_rule_for_every_op():
     """Without one it would loop over the examples."""
-    assert set(RULES) == set(EVERY_OP)
+    assert set(RULES) == set(EVERY_OP) - {"custom"}  # whose function may be anybody's
 
 
 test_10_misfits = law(EVERY_OP)(misfits_are_explained)
@@ -800,9 +810,8 @@ def test_a_law_fails_where_it_is_broken(case):
             law(wrong, Draw(np.random.default_rng(seed)))
 
 
-def test_the_law_of_aliasing_fails_where_memory_is_shared(monkeypatch):
-    monkeypatch.setattr(ml, "array", as_array)
-    with pytest.raises(AssertionError):
+def test_the_law_of_aliasing_fails_where_memory_is_shared():
+    with without_copies(), pytest.raises(AssertionError):
         no_memory_is_shared_with_the_user(registry["sin"], Draw(np.random.default_rng(0)))
 
 

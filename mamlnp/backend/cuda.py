@@ -224,6 +224,11 @@ def flag() -> np.ndarray:
     return found
 
 
+def total(x: Any, axis: tuple[int, ...], keepdims: bool = False) -> Any:
+    """The sum over the axes, which CuPy takes in parts."""
+    return x.sum(axis=axis, keepdims=keepdims)
+
+
 def captured(run: Callable[[], None]) -> Callable[[], None]:
     """What run() launches, as one CUDA graph; calling it launches that on the current stream."""
     stream = cupy.cuda.Stream(non_blocking=True)
