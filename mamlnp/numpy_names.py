@@ -47,11 +47,11 @@ STEPS = _set("""allclose argmax argmin argpartition argwhere array_equal array_e
     array_str array2string digitize flatnonzero gammasgn isclose isin lexsort nonzero
     searchsorted""")
 # that move elements, and put 0 where none comes to: the first argument's, or those of others,
-MOVES = dict.fromkeys(
+MOVES: dict[str, tuple[str, ...]] = dict.fromkeys(
     _set("""array_split atleast_1d atleast_2d atleast_3d block broadcast_arrays column_stack
-    concatenate delete diag diagflat diagonal dsplit dstack fftshift flip fliplr flipud hsplit hstack ifftshift
-    linalg.diagonal meshgrid moveaxis permute_dims ravel repeat reshape resize roll rollaxis rot90
-    split squeeze stack take tile transpose tril triu unstack vsplit vstack"""),
+    concatenate delete diag diagflat diagonal dsplit dstack fftshift flip fliplr flipud hsplit
+    hstack ifftshift linalg.diagonal meshgrid moveaxis permute_dims ravel repeat reshape resize
+    roll rollaxis rot90 split squeeze stack take tile transpose tril triu unstack vsplit vstack"""),
     ("",),
 )
 MOVES |= {"append": ("arr", "values"), "extract": ("arr",), "compress": ("a",)}
@@ -279,7 +279,7 @@ def _xlogy(x: Any, y: Any, log: Function = np.log, one: float = 1.0) -> Any:
 
 
 def _nan_to_num(
-    x: Array, copy: bool = True, nan: Any = 0.0, posinf: Any = None, neginf: Any = None
+    x: Any, copy: bool = True, nan: Any = 0.0, posinf: Any = None, neginf: Any = None
 ) -> Any:
     top = float(np.finfo(x.dtype).max) if x.dtype.kind == "f" else 0
     x = np.where(np.isnan(x), nan, x)
@@ -405,7 +405,7 @@ def _count(a: Array, axis: Axes, keepdims: bool, where: Any) -> Any:
     return reduce.sum(np.broadcast_to(np.not_equal(where, 0), a.shape), axis, keepdims=keepdims)
 
 
-def _product(x: Array, axis: Axes, *, keepdims: bool) -> Array:
+def _product(x: Any, axis: Axes, *, keepdims: bool) -> Array:
     """By halves, so that no derivative, of any order, divides by what may be 0."""
     axes = normalized_axes("prod", axis, x.ndim)
     kept = [i for i in range(x.ndim) if i not in axes]
@@ -446,7 +446,7 @@ _reduction("min", reduce.min, math.inf, e.minimum, "minimum")
 _reduction("logsumexp", reduce.logsumexp, -math.inf, _logaddexp, "logaddexp")
 _reduction("any", lambda x, *axis, **how: reduce.sum(x != 0, *axis, **how) > 0,
            False, np.logical_or, "logical_or")  # fmt: skip
-_reduction("all", lambda x, *axis, **how: reduce.sum(x == 0, *axis, **how) == 0,
+_reduction("all", lambda x, *axis, **how: e.equal(reduce.sum(x == 0, *axis, **how), 0),
            True, np.logical_and, "logical_and")  # fmt: skip
 
 
@@ -491,13 +491,13 @@ def _accumulation(f: Function, along: int | None) -> Function:
     return accumulated
 
 
-for _name, _f in {
+for _name, _op in {
     "add": e.add,
     "multiply": e.mul,
     "maximum": e.maximum,
     "minimum": e.minimum,
 }.items():
-    _named(**{f"{_name}.accumulate": _accumulation(_f, 0)})
+    _named(**{f"{_name}.accumulate": _accumulation(_op, 0)})
 
 
 def _sort(a: Any, axis: int | None = -1, kind: Any = None) -> Array:
@@ -557,7 +557,7 @@ def _pad(array: Any, pad_width: Any, mode: str = "constant", *, constant_values:
             shape.pad(x, width), inside if constant_values != 0 else True, values.astype(x.dtype)
         )
     if mode in PADS:
-        return take(x, np.pad(np.arange(x.size).reshape(x.shape), width, mode))
+        return take(x, np.pad(np.arange(x.size).reshape(x.shape), width, mode))  # type: ignore[call-overload]
     raise UnavailableError(
         f"numpy.pad: mode={mode!r} has no derivative rule for Arrays. "
         f"Use one of: constant, {', '.join(PADS)}."
@@ -713,13 +713,18 @@ for _name, _symbol in {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow"
     setattr(Array, f"__i{_name}__", _in_place(_symbol))
 for _name in METHODS:
     setattr(Array, _name, _method(_name, vars(Array).get(_name)))
-Array.reshape = _method(
-    "reshape", Array.reshape, lambda x, *s, **how: np.reshape(x, s[0] if len(s) == 1 else s, **how)
-)
-Array.flatten = lambda self, order="C": np.ravel(self, order)
-# No element is None.
-Array.__eq__ = lambda a, b: e.less(a, a) if b is None else e.equal(a, b)
-Array.__ne__ = lambda a, b: ~e.less(a, a) if b is None else e.not_equal(a, b)
-Array.__getattr__ = _attribute
-Array.__array_ufunc__ = _ufunc
-Array.__array_function__ = _function
+_methods: dict[str, Function] = {
+    "reshape": _method(
+        "reshape",
+        Array.reshape,
+        lambda x, *s, **how: np.reshape(x, s[0] if len(s) == 1 else s, **how),
+    ),
+    "flatten": lambda self, order="C": np.ravel(self, order),
+    "__eq__": lambda a, b: e.less(a, a) if b is None else e.equal(a, b),  # no element is None
+    "__ne__": lambda a, b: ~e.less(a, a) if b is None else e.not_equal(a, b),
+    "__getattr__": _attribute,
+    "__array_ufunc__": _ufunc,
+    "__array_function__": _function,
+}
+for _name, _f in _methods.items():
+    setattr(Array, _name, _f)

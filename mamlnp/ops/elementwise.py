@@ -407,14 +407,8 @@ def _hyperbolic(name: str, doc: str, tails: Tails, slope: Callable[[Array], Arra
     return made
 
 
-sinh = _hyperbolic("sinh", "Hyperbolic sine.", Tails("sinh(x)"), lambda x: cosh(x))
-cosh = _hyperbolic("cosh", "Hyperbolic cosine.", Tails("cosh(x)"), lambda x: sinh(x))
-arcsinh = _hyperbolic(
-    "arcsinh",
-    "The number whose sinh is x.",
-    Tails("asinh(x)", loss="4"),
-    lambda x: div(1.0, hypot(x, 1.0)),
-)
+sinh: Any = _hyperbolic("sinh", "Hyperbolic sine.", Tails("sinh(x)"), lambda x: cosh(x))
+cosh: Any = _hyperbolic("cosh", "Hyperbolic cosine.", Tails("cosh(x)"), lambda x: sinh(x))
 
 
 @answers(numpy=("hypot",))
@@ -426,6 +420,14 @@ def hypot(a: Any, b: Any) -> Array:
     top = where(zero, 1.0, top)
     squares = add(square(div(a, top)), square(div(b, top)))
     return mul(where(zero, 0.0, sqrt(where(zero, 1.0, squares))), top)
+
+
+arcsinh: Any = _hyperbolic(
+    "arcsinh",
+    "The number whose sinh is x.",
+    Tails("asinh(x)", loss="4"),
+    lambda x: div(1.0, hypot(x, 1.0)),
+)
 
 
 @op(

@@ -35,7 +35,7 @@ from .elementwise import (
 from .gather import numbering
 from .linear import matmul
 from .reduce import Axes, max, min, norm, sum
-from .shape import broadcast_to, expand_dims, matrix_transpose, normalized_axes, squeeze, sum_to
+from .shape import expand_dims, matrix_transpose, normalized_axes, squeeze, sum_to
 
 CONDITION = "is no elementwise op: the matrix's condition says how many digits are right"
 
@@ -84,13 +84,13 @@ def _square(where: str, a: Any) -> Array:
 
 def _compared(x: Array, comparison: Callable[[Any, Any], Array], k: int = 0) -> Array:
     """Of each place in matrices, how its row compares with its column, k places to the left."""
-    place = numbering(x[(0,) * (x.ndim - 2)])
+    place = remainder(numbering(x), x.shape[-2] * x.shape[-1])
     column = remainder(place, x.shape[-1])
     return comparison(sub(place, column), mul(add(column, -k), x.shape[-1]))
 
 
 def _eye(like: Array) -> Array:
-    return broadcast_to(astype(_compared(like, equal), like.dtype), like.shape)
+    return astype(_compared(like, equal), like.dtype)
 
 
 def _lower(x: Array, k: int = 0) -> Array:
@@ -146,6 +146,12 @@ def _mirrored(x: Array, upper: bool) -> Array:
     return _lower(x) + matrix_transpose(_lower(x, -1))
 
 
+def _symmetric(a: Any) -> Any:
+    if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
+        raise ValueError("a is not square")
+    return 0.5 * (a + a.swapaxes(-1, -2))
+
+
 def _mean_with_transpose(x: Array) -> Array:
     return mul(x + matrix_transpose(x), 0.5)
 
@@ -157,7 +163,7 @@ def _mean_with_transpose(x: Array) -> Array:
 )
 def _cholesky(xp: Any, a: Any) -> Any:
     """The lower triangular L with L L^T = (a + a^T) / 2."""
-    return xp.linalg.cholesky(0.5 * (a + a.swapaxes(-1, -2)))
+    return xp.linalg.cholesky(_symmetric(a))
 
 
 @_cholesky.vjp("a")
@@ -183,7 +189,7 @@ def cholesky(a: Any, *, upper: bool = False) -> Array:
 )
 def _eigh(xp: Any, a: Any, *, triangle: str) -> Any:
     """The eigenvalues of (a + a^T) / 2 as a row above its eigenvectors, which are columns."""
-    values, vectors = xp.linalg.eigh(0.5 * (a + a.swapaxes(-1, -2)), triangle)
+    values, vectors = xp.linalg.eigh(_symmetric(a), triangle)
     return xp.concatenate([values[..., None, :], vectors], axis=-2)
 
 
