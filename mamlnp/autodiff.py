@@ -288,7 +288,7 @@ def value_and_grad(
             reaches only through argmax, a comparison, sign or another op without a derivative.
 
     Raises:
-        ShapeError: f's result is not a scalar.
+        ShapeError: f's result has not one element.
         DtypeError: a leaf to differentiate by is not a float.
         MissingRuleError: strict, and a leaf is unused; it is named.
 
@@ -304,7 +304,7 @@ def value_and_grad(
         def scalar(*parts: Any) -> Any:
             out = of_chosen(*parts)
             value = as_array(out[0] if has_aux else out)
-            if value.shape != ():
+            if value.size != 1:
                 raise ShapeError(
                     f"grad: the function returned {describe(value)}, not a scalar. "
                     "Sum it, or use vjp or jacobian."

@@ -95,6 +95,7 @@ class Op:
         self.pattern = pattern
         self.tails = tails
         self.bind: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+        self.__signature__ = inspect.Signature(parameters)
         self.data = {i for i, name in enumerate(self.arguments) if name in data}
 
     def vjp(self, argument: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -110,6 +111,7 @@ class Op:
         """Declare how users call it (as in NumPy): the call's arguments -> (arrays, params)."""
         bind.__qualname__ = self.name  # which Python's own messages begin with
         self.bind = bind
+        self.__signature__ = inspect.signature(bind)
         return self
 
     def check(self) -> None:
@@ -347,7 +349,7 @@ def describe(x: Any) -> str:
     >>> describe(Array(backend.default_namespace().zeros((2, 3))))
     'float64[2,3]'
     """
-    if not hasattr(x, "shape"):
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         return repr(x)
     return f"{x.dtype}[{','.join(map(str, x.shape))}]"
 
@@ -381,7 +383,10 @@ def _lift(x: Any, *, lent: bool = False) -> Any:
     if type(x) in (Array, float, int, bool):
         return x
     if isinstance(x, list | tuple):
-        x = backend.to_device([_lift(element) for element in x])
+        elements = [_lift(element) for element in x]
+        if any(x.__class__ is Array and (x.serial or _stands_for_one(x.value)) for x in elements):
+            return numpy_names["stack"](elements)
+        x = backend.to_device(elements)
     elif not backend.is_native(x) and hasattr(x, "__array__"):  # of another library's
         x = backend.to_device(x.__array__())
     if backend.is_native(x) and x.dtype.kind in "fiub":

@@ -159,3 +159,17 @@ def total(x: np.ndarray, axis: tuple[int, ...], keepdims: bool = False) -> np.nd
             rest = x[(*before, slice(count * PART, None))].sum(far, keepdims=True)
             return total(np.concatenate([parts, rest], far), axis, keepdims)
     return np.asarray(x.sum(axis=axis, keepdims=keepdims))
+
+
+@_compiled
+def _erf(x, out, complement):  # type: ignore[no-untyped-def]
+    for i in range(x.size):
+        out[i] = math.erfc(x[i]) if complement else math.erf(x[i])
+
+
+@_or_reference
+def erf(x: np.ndarray, complement: bool) -> np.ndarray:
+    """The error function of every element, or 1 minus it."""
+    out = np.empty(x.shape, x.dtype if x.dtype.kind == "f" else np.float64)
+    _erf(np.ascontiguousarray(x).reshape(-1), out.reshape(-1), complement)
+    return out

@@ -97,3 +97,9 @@ def total(x: np.ndarray, axis: tuple[int, ...], keepdims: bool = False) -> np.nd
 def _exact(dtype: np.dtype) -> np.dtype | None:
     """In which type numbers of a type are added up."""
     return np.dtype(np.float64) if dtype.kind == "f" else dtype if dtype.kind in "iu" else None
+
+
+def erf(x: np.ndarray, complement: bool) -> np.ndarray:
+    """The error function of every element, or 1 minus it."""
+    function = np.vectorize(math.erfc if complement else math.erf, otypes=[np.float64])
+    return function(x).astype(x.dtype if x.dtype.kind == "f" else np.float64)

@@ -29,7 +29,15 @@ from .elementwise import (
     sub,
     where,
 )
-from .shape import broadcast_to, expand_dims, normalized_axes, normalized_axis, reshape, size_along
+from .shape import (
+    broadcast_to,
+    expand_dims,
+    flip,
+    normalized_axes,
+    normalized_axis,
+    reshape,
+    size_along,
+)
 
 Axes = int | tuple[int, ...] | None
 
@@ -133,7 +141,35 @@ def _(x: Any, axis: int | None = None) -> Any:
     return (x,), {"axis": None if axis is None else normalized_axis("argmin", axis, x.ndim)}
 
 
-@answers(method="mean", numpy=("mean",))
+def _draw_along(d: Draw) -> Drawn:
+    shape = d.shape(1)
+    return (d.array(shape),), {"axis": d.integer(0, len(shape) - 1)}
+
+
+@op(draw=_draw_along, linear_in=("x",))
+def _cumsum(xp: Any, x: Any, *, axis: int) -> Any:
+    """The sums up to and with every element along an axis."""
+    return xp.cumsum(x, axis=axis, dtype=x.dtype if x.dtype.kind == "f" else None)
+
+
+@_cumsum.vjp("x")
+def _(ct: Array, out: Array, x: Array, *, axis: int) -> Array:
+    return flip(_cumsum(flip(ct, axis), axis=axis), axis)
+
+
+@op(draw=_draw_along, differentiable=False, method="argsort")
+def argsort(xp: Any, x: Any, *, axis: int) -> Any:
+    """Where along an axis the elements in order are; equal ones stay in order. Integers."""
+    return xp.argsort(x, axis=axis, kind="stable")
+
+
+@argsort.signature
+def _(x: Any, axis: int | None = -1, kind: str | None = None, *, stable: bool = True) -> Any:
+    x = as_array(x) if axis is not None else reshape(as_array(x), (-1,))
+    return (x,), {"axis": normalized_axis("argsort", -1 if axis is None else axis, x.ndim)}
+
+
+@answers(method="mean")
 def mean(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
     """The average over the axes."""
     x = as_array(x)
@@ -141,7 +177,7 @@ def mean(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
     return div(sum(x, axes, keepdims=keepdims), size_along(x.shape, axes))
 
 
-@answers(method="var", numpy=("var",))
+@answers(method="var")
 def var(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
     """The mean squared distance from the mean over the axes."""
     return mean(square(sub(x, mean(x, axis, keepdims=True))), axis, keepdims=keepdims)
