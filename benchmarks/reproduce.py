@@ -457,9 +457,9 @@ def has_data(row: Row) -> bool:
 
 
 def evaluate_options(row: Row, how: str) -> list[str]:
-    options = row.evaluate.split() if how in (row.batch_norms[0], *row.on) else []
     if how in row.on:
-        return [*options, "--on", how]
+        return ["--on", how]
+    options = row.evaluate.split() if how == row.batch_norms[0] else []
     return options if how == "transductive" else [*options, "--batch-norm", how]
 
 
