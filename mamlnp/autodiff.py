@@ -237,7 +237,8 @@ def value_and_grad(
             ``has_aux`` to (scalar, a tree of anything).
         argnums: which arguments to differentiate by; a tuple gives a tuple of gradients.
         has_aux: whether f returns a second thing, which is handed through.
-        strict: raise if f does not depend on a leaf, instead of giving zeros.
+        strict: raise if f does not depend on a leaf, instead of giving zeros, which are also the
+            gradient by what f only takes the argmax, the sign or a comparison of.
 
     Raises:
         ShapeError: f's result is not a scalar.
