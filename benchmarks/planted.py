@@ -84,7 +84,7 @@ MISTAKES: dict[str, tuple[Any, int]] = {
     "a hundredth too small": (lambda ct, d, x: ct * d(x) * 0.99, 1),
     "a sign": (lambda ct, d, x: -(ct * d(x)), 1),
     "forgotten": (lambda ct, d, x: ct * 0.0, 1),
-    "one element": (lambda ct, d, x: ct * d(x) * last(x, 0.05), 1),
+    "one element": (lambda ct, d, x: ct * d(x) * last(x, 0.5), 1),
     "slope elsewhere": (lambda ct, d, x: ct * d(x * 1.001), 1),
     "reversed": (lambda ct, d, x: ml.flip(ct * d(x), -1), 1),
     "second order lost": (lambda ct, d, x: ct * ml.stop_gradient(d(x)), 2),
@@ -221,7 +221,7 @@ def fast_waves(rng: Rng) -> Planted:
 def at_an_edge(rng: Rng) -> Planted:
     right = rng.random() < 0.5
     op, order = elementwise(rng, right, EDGED)
-    at = 10 ** rng.uniform(-13, -4, 3)
+    at = 10 ** rng.uniform(-13, -4) * rng.uniform(1, 10, 3)
     return Planted(lambda x: op(x), (at,), order, RIGHT if right else WRONG)
 
 
@@ -309,14 +309,15 @@ def hidden_by_rounding(rng: Rng) -> Planted:
 
 
 @kind
-def a_mistake_in_deterministic_noise(rng: Rng) -> Planted:
-    op, _ = elementwise(rng, right=rng.random() < 0.3)
+def noise_that_repeats(rng: Rng) -> Planted:
+    op, order, verdicts = drawn(rng)
     size = 10 ** rng.uniform(-7, -2)
 
     def noise(x: Any) -> Any:
         return ml.stop_gradient(size * ml.sin(1e16 * ml.sin(1e3 * x)))
 
-    return Planted(lambda x: op(x) + noise(x), (point(rng),), 1, UNSETTLED)
+    true = UNSETTLED if size > 1e-5 else (verdicts if order == 1 else RIGHT) | UNSETTLED
+    return Planted(lambda x: op(x) + noise(x), (point(rng),), 1, true)
 
 
 @kind

@@ -113,6 +113,10 @@ NESTINGS = {
 @pytest.mark.parametrize("nesting", NESTINGS)
 @pytest.mark.parametrize("door", EVERY)
 def test_what_is_differentiated_leaves_by_no_door(door, nesting):
+    if door in WRITES and nesting == "checkpoint":  # whose first run is on constants
+        with pytest.raises(TypeError):
+            NESTINGS[nesting](through(EVERY[door]))
+        return
     with pytest.raises(TapeError) as caught:
         NESTINGS[nesting](through(EVERY[door]))
     message = str(caught.value)

@@ -137,7 +137,7 @@ def test_training_ends_with_a_result_its_pictures_and_what_to_type_next(
     said = {name: rest.strip() for name, rest in lines}
     assert said["validation"] == "on 10 tasks, every 2 meta-iterations"
     assert said["images"].endswith("from made-up alphabets of seed 0")
-    assert said["test tasks"] == "10 of 420 held-out classes, 5 ways, 1 shots, 1 query a class"
+    assert said["test tasks"] == "10, 5-way 1-shot, of 420 held-out classes, with 1 query a class"
     assert re.fullmatch(
         r"MAML, 3 steps: \d+\.\d \+- \d+\.\d %; "
         r"nearest neighbour on pixels, (euclidean|cosine): \d+\.\d \+- \d+\.\d %",

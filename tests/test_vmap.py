@@ -214,3 +214,32 @@ def test_an_array_of_one_example_cannot_outlive_its_function():
     ml.vmap(lambda x: kept.append(x) or x)(ml.array(np.ones((3, 2))))
     with pytest.raises(CaptureError, match="after the function returned"):
         kept[0] + 1.0
+
+
+@pytest.mark.parametrize("inside", [lambda f: f, ml.grad, lambda f: ml.grad(ml.grad(f))])
+def test_a_rule_of_ones_own_is_used_for_every_example(inside):
+    @ml.custom_vjp
+    def root(x, y):  # in NumPy, which only a real number can be given to
+        return {"root": np.sqrt(np.asarray(x)), "both": np.asarray(x) * np.asarray(y)}
+
+    @root.vjp
+    def _(ct, out, x, y):
+        by_root = ct["root"] / (2 * out["root"])
+        return by_root + ct["both"] * y, ct["both"] * x
+
+    def f(x, y):
+        out = root(x, y)
+        return out["root"] * y + out["both"] ** 2
+
+    def plain(x, y):
+        return x**0.5 * y + (x * y) ** 2
+
+    xs, y = np.array([1.0, 2.0, 4.0]), 3.0
+
+    def total(f):
+        return lambda xs, y: (ml.vmap(inside(f), (0, None))(xs, y) ** 2).sum()
+
+    for derived in (lambda g: ml.grad(g, (0, 1)), lambda g: ml.hessian(g)):
+        found, expected = (ml.tree.leaves(derived(total(g))(xs, y)) for g in (f, plain))
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-12, atol=1e-10)

@@ -513,8 +513,8 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
             f"nearest neighbour on pixels, {metric}": _nearest_accuracies(metric, batches)[None],
         }
         lines["test tasks"] = (
-            f"{config.validation_tasks} of {len(data['test'].names)} held-out classes, "
-            f"{config.num_ways} ways, {config.num_shots} shots, 1 query a class"
+            f"{config.validation_tasks}, {config.num_ways}-way {config.num_shots}-shot, of "
+            f"{len(data['test'].names)} held-out classes, with 1 query a class"
         )
         lines["test accuracy"] = "; ".join(
             f"{method}: {100 * row.mean:.1f} +- {100 * row.ci95:.1f} %"

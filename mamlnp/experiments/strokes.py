@@ -27,7 +27,7 @@ class Config(classification.Config):
     """
 
     filters: int = 32
-    meta_iterations: int = 8_000
+    meta_iterations: int = 6_000
     meta_batch_size: int = 16
     validate_every: int = 1_000
     alphabets: int = ALPHABETS["train"]
