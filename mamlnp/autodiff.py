@@ -529,7 +529,7 @@ class custom_vjp:  # noqa: N801 (stands where a function does)
     is declared with ``@f.vjp`` and called as ``rule(ct, out, *args)``: the result's cotangent, the
     result, the arguments. It gives a tuple with a cotangent like each argument, or None for one on
     which f does not depend. Written in mamlnp's functions of Arrays, it is differentiated in its
-    turn, so that derivatives of every order exist (docs, equation 2.5, for an implicit function).
+    turn, so that derivatives of every order exist (docs, equation 2.6, for an implicit function).
 
     Args:
         f: from trees of Arrays to a tree of float Arrays. What else is in its arguments (numbers,

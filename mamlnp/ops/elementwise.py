@@ -373,7 +373,8 @@ def _(ct: Array, out: Array, x: Array) -> Array:
 
 @op(draw=one(), tails=Tails("exp(-abs(x)) / (1 + exp(-abs(x))) ** 2"))
 def _sigmoid_slope(xp: Any, x: Any) -> Any:
-    """sigmoid(x) sigmoid(-x), the derivative of sigmoid(x) and of tanh(x / 2) / 2.
+    """sigmoid(x) sigmoid(-x), which is the derivative of sigmoid(x), and of tanh(x / 2) / 2 too
+    (docs, equation 2.5).
 
     An op of its own, for 1 - sigmoid(x) and 1 - tanh(x)^2 are 0 where these have rounded to 1.
     """

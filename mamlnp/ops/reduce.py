@@ -179,7 +179,7 @@ def mean(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
 
 @answers(method="var")
 def var(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
-    """The mean squared distance from the mean over the axes."""
+    """The mean squared distance from the mean over the axes; infinite where a square is."""
     return mean(square(sub(x, mean(x, axis, keepdims=True))), axis, keepdims=keepdims)
 
 
