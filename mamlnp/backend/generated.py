@@ -13,10 +13,11 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import math
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,7 +129,8 @@ HOST = EXPRESSIONS | {
 }
 PERIODIC = ("sin", "cos")
 ASKED = 1024  # elements, of all of which together it is asked whether C's are needed
-# Of the parts of a float32 sum: terms along the innermost loop (some dozen sums at once, being
+PLAIN = 1024  # terms of a float32 sum that a plain loop adds
+# Of the parts of a longer one: terms along the innermost loop (some dozen sums at once, being
 # vectorised), rows along others; and work for each element that is then added in float64.
 TERMS, ROWS, FULL = 512, 64, 64
 POWERS = {
@@ -158,11 +160,19 @@ COMBINE = {
 }
 
 
-def source(nest: LoopNest) -> str:
+def has_long_sums(nest: LoopNest, words: Sequence[Any]) -> bool:
+    """Would a plain loop lose digits of a float32 sum, called with this row?"""
+    terms = math.prod(words[: nest.depth])
+    reduced = [r for r in nest.results if r.reduction]
+    sizes = words[len(words) - len(reduced) :]
+    return any(is_float32_sum(r) and terms > PLAIN * n for r, n in zip(reduced, sizes, strict=True))
+
+
+def source(nest: LoopNest, long: bool = False) -> str:
     """The loops as Python text, for numba.
 
-    Where there are float32 sums, all loops run in parts, outside of which the parts' sums are added
-    in float64.
+    Where there are ``long`` float32 sums, all loops run in parts, outside of which the parts' sums
+    are added in float64: text that takes twice as long to compile.
     """
     lines: list[str] = []
     word = iter(range(1 << 20))
@@ -188,7 +198,7 @@ def source(nest: LoopNest) -> str:
                 f"        store_{result.operand.code}(y{i}_at, i, {i + 1}, {identity(result)})",
             ]
     inner = nest.depth - 1
-    sums = [i for i, r in enumerate(nest.results) if is_float32_sum(r)]
+    sums = [i for i, r in enumerate(nest.results) if long and is_float32_sum(r)]
     along = any(nest.results[i].operand.inner == 0 for i in sums)  # the innermost loop
     parted = [d for d in range(nest.depth) if sums and (d < inner or along)]
     ends = [(f"first{d}", f"last{d}") if d in parted else ("0", f"n{d}") for d in range(nest.depth)]
@@ -196,17 +206,17 @@ def source(nest: LoopNest) -> str:
     if sums:
         steps = {d: ROWS if d < inner else TERMS for d in parted}
         several = " or ".join(f"n{d} > {step}" for d, step in steps.items())
-        lines.append(f"    several = {several or False}")
-        work = f"min(n{inner}, {TERMS})" if along else f"n{inner}"
-        for i in sums:
-            lines += [
-                f"    y{i}_every = {FULL} * y{i}_size // max(1, {work})",
-                f"    y{i}_rows, y{i}_more = 0, zeros_f8(y{i}_size) if several else 0",
-            ]
+        size = " + ".join(f"y{i}_size" for i in sums)
+        lines += [
+            f"    several = {several or False}",  # and not a condition within, to compile but once
+            f"    done, enough = 0, {FULL} * ({size}) if several else {1 << 62}",
+        ]
+        lines += [f"    y{i}_more = zeros_f8(y{i}_size) if several else 0" for i in sums]
         for d, step in steps.items():
             lines += [
-                f"{out}for first{d} in range(0, n{d}, {step}):",
-                f"{out}    last{d} = min(first{d} + {step}, n{d})",
+                f"{out}last{d} = 0",
+                f"{out}while last{d} < n{d}:",
+                f"{out}    first{d}, last{d} = last{d}, min(last{d} + {step}, n{d})",
             ]
             out += "    "
     for d, (first, last) in enumerate(ends):
@@ -230,28 +240,21 @@ def source(nest: LoopNest) -> str:
             lines.append(f"{pad}b{i} = load_{code}(y{i}_at, {at}, {i + 1})")
             joined = COMBINE[r.reduction].format(a=f"b{i}", v=f"a{i}")
             lines.append(f"{pad}store_{code}(y{i}_at, {at}, {i + 1}, {code}({joined}))")
-    for i in sums:
-        rows = " * ".join(f"(last{d} - first{d})" for d in range(inner)) or "1"
+    if sums:
+        sides = [f"({last} - {first})" for first, last in ends]
         lines += [
-            f"{out}y{i}_rows += {rows}",
-            f"{out}if several and y{i}_rows >= y{i}_every:",
-            f"{out}    y{i}_rows = 0",
-            f"{out}    for i in range(y{i}_size):",
-            f"{out}        b{i} = f8(load_f4(y{i}_at, i, {i + 1}))",
-            f"{out}        store_f8(y{i}_more, i, 0, load_f8(y{i}_more, i, 0) + b{i})",
-            f"{out}        store_f4(y{i}_at, i, {i + 1}, f4(0))",
-        ]
-    for i in sums:
-        lines += [
+            f"{out}done += {' * '.join(sides)}",
+            f"{out}if done >= enough:",
+            f"{out}    done = 0",
+            *(f"{out}    drain(y{i}_at, y{i}_more, y{i}_size)" for i in sums),
             "    if several:",
-            f"        for i in range(y{i}_size):",
-            f"            b{i} = f8(load_f4(y{i}_at, i, {i + 1}))",
-            f"            store_f4(y{i}_at, i, {i + 1}, f4(load_f8(y{i}_more, i, 0) + b{i}))",
-            f"        free(y{i}_more)",
+            *(f"        refill(y{i}_at, y{i}_more, y{i}_size)" for i in sums),
         ]
     inner_sum = any(r.reduction == "sum" and r.operand.inner == 0 for r in nest.results)
     fastmath = ', fastmath={"reassoc"}' if inner_sum else ""
     header = HEADER.format(backend=_stamp())
+    if sums:
+        header += "from mamlnp.backend.replay import drain, refill\n"
     if any(HOST[v.op] != EXPRESSIONS[v.op] and v.exponent is None for v in nest.values):
         header += "from mamlnp.backend.transcendental import *  # noqa: F403\n"
         lines.insert(0, "    wide_vectors()")
@@ -260,7 +263,7 @@ def source(nest: LoopNest) -> str:
 
 
 def is_float32_sum(result: Result) -> bool:
-    """Would a plain loop lose digits of it?"""
+    """Does adding many terms lose digits?"""
     return result.reduction == "sum" and result.operand.code == "f4"
 
 
@@ -392,9 +395,9 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def loops(nest: LoopNest) -> int:
-    """The address of the compiled loops."""
-    return _compiled(source(nest), "kernel")
+def loops(nest: LoopNest, long: bool = False) -> int:
+    """The address of the compiled loops, for long sums if need be."""
+    return _compiled(source(nest, long), "kernel")
 
 
 @functools.cache

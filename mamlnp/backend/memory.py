@@ -16,6 +16,9 @@ from numba.extending import intrinsic
 
 RESULTS = 8  # the most results a kernel can have
 
+# Of functions that Python never calls: without what would let it, they take less time to compile.
+ONLY_FOR_KERNELS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
 _TYPES: dict[str, tuple[Any, Any]] = {
     "f4": (types.float32, ir.FloatType()),
     "f8": (types.float64, ir.DoubleType()),
@@ -72,6 +75,18 @@ def _store(code: str) -> Any:
 
 load_f4, load_f8, load_i8, load_b1, load_u1 = map(_load, _TYPES)
 store_f4, store_f8, store_i8, store_b1, store_u1 = map(_store, _TYPES)
+
+
+@intrinsic
+def apart(typing: Any) -> Any:
+    """Keep the function that calls this out of its callers, which are many: compiling takes
+    time."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 def _heap() -> Any:

@@ -22,11 +22,13 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .memory import ONLY_FOR_KERNELS
+
 LOG2 = math.log(2)
 
 
 def _inline(f: Any) -> Any:
-    return njit(forceinline=True, error_model="numpy")(f)
+    return njit(forceinline=True, error_model="numpy", **ONLY_FOR_KERNELS)(f)
 
 
 # ---- machine operations
