@@ -5,8 +5,8 @@
 Each network is written once, for either library. Its loss, gradient, the gradient's derivative
 along a random direction, that one's along another, and two meta-gradients (through one and two
 inner steps, by both methods, over three tasks, the loss mapped by vmap) are computed by mamlnp,
-eagerly and compiled, and by JAX. Differences are relative to the largest element of a derivative by all
-parameters. What is done is kept in FILE: the command goes on from there, and prints the summary.
+eagerly and compiled, and by JAX. Differences are relative to the largest element of a derivative by
+all parameters. What is done is kept in FILE: the command goes on there, and prints the summary.
 Without JAX, mamlnp compiled is held against mamlnp eager alone.
 """
 

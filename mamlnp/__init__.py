@@ -3,7 +3,8 @@
 To read the code, follow the order in which each module imports only from those above it:
 
 ``errors``, ``backend`` (the seam to NumPy and numba), ``array`` (a value and how it was made),
-``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``tree``, ``autodiff``
+``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``numpy_names`` (how
+NumPy's functions take Arrays), ``tree``, ``autodiff``
 (vjp, grad, hvp), ``compile`` (trace once, replay fast), ``vmap`` (one
 example's function for all of them), ``losses``, ``optim``, ``nn``, ``tasks``,
 ``maml`` (Algorithms 1-3), ``ranks`` and ``parallel`` (a meta-batch over processes and threads),
@@ -22,6 +23,7 @@ from . import (
     losses,
     maml,
     nn,
+    numpy_names as _numpy_names,  # noqa: F401 (answers NumPy's calls)
     ops as _ops,  # noqa: F401 (registers the operations)
     optim,
     parallel,

@@ -5,20 +5,18 @@ there are no cycles, no global tape, and memory goes as soon as the last referen
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from . import backend
-from .errors import DeviceError, DtypeError, TapeError, users_line
+from .errors import DeviceError, DtypeError, ShapeError, TapeError, UnavailableError, users_line
 
 NOTHING: dict[str, Any] = {}
 
-# What NumPy calls -> what answers here; filled by the ops as they register (see op.py).
+# What NumPy calls -> what answers here; filled by the ops as they register (see op.py), and used
+# in numpy_names.py, which says how NumPy's functions and methods take Arrays.
 numpy_names: dict[str, Callable[..., Any]] = {}
-
-# NumPy's functions that write into their first argument.
-WRITERS = {"copyto", "place", "put", "put_along_axis", "putmask"}
 
 
 class Array:
@@ -39,7 +37,6 @@ class Array:
     """
 
     __slots__ = ("__weakref__", "inputs", "op", "params", "serial", "value")
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -89,6 +86,26 @@ class Array:
     def T(self) -> "Array":  # noqa: N802 (NumPy's name)
         return self.transpose()
 
+    @property
+    def mT(self) -> "Array":  # noqa: N802 (NumPy's name)
+        return self.swapaxes(-1, -2)
+
+    @property
+    def real(self) -> "Array":
+        return self
+
+    def copy(self) -> "Array":
+        return self  # is immutable
+
+    def __setitem__(self, index: Any, x: Any) -> NoReturn:
+        raise UnavailableError(
+            "x[...] = y: an Array takes no item assignment, since it never changes. "
+            "Build a new one with numpy.where, numpy.concatenate or numpy.stack."
+        )
+
+    def __hash__(self) -> int:
+        raise UnavailableError("hash: an Array is unhashable. Use id(x), or a name of your own.")
+
     if TYPE_CHECKING:  # the ops attach these to the class as they register
 
         def __add__(self, other: Any) -> "Array": ...
@@ -133,7 +150,7 @@ class Array:
             CaptureError: the value is not known while compile() traces.
         """
         if self.serial and self.value.__class__ in backend.namespaces:
-            raise TapeError(_leaves(f"{as_what} was asked of"))
+            raise TapeError(leaves_the_tape(f"{as_what} was asked of"))
         return backend.to_host(self.value)
 
     def numpy(self) -> np.ndarray:
@@ -186,7 +203,16 @@ class Array:
         return Array, (self.value,)
 
     def __bool__(self) -> bool:
-        return bool(backend.to_host(self.value))
+        value = backend.to_host(self.value)
+        if value.size != 1:
+            raise ShapeError(
+                f"bool: an Array of shape {self.shape} has no truth value. Use x.any() or x.all()."
+            )
+        return bool(value)
+
+    def __format__(self, spec: str) -> str:
+        one = self.size == 1 and spec
+        return format(backend.to_host(self.value).item() if one else str(self), spec)
 
     def __len__(self) -> int:
         if not self.shape:
@@ -209,46 +235,13 @@ class Array:
             )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *args: Any, **kwargs: Any) -> Any:
-        _check_unwritten(ufunc.__name__, args, kwargs, writes=method == "at")
-        if method != "__call__" or kwargs or ufunc.__name__ not in numpy_names:
-            what = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
-            extra = f" with {', '.join(kwargs)}=" if kwargs else ""
-            raise TypeError(_no_numpy(f"{what}{extra}"))
-        # A comparison hands NumPy's scalars over as arrays without axes.
-        return numpy_names[ufunc.__name__](
-            *(a[()] if isinstance(a, np.ndarray) else a for a in args)
-        )
 
-    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        _check_unwritten(function.__name__, args, kwargs, writes=function.__name__ in WRITERS)
-        if function.__name__ not in numpy_names:
-            raise TypeError(_no_numpy(function.__name__))
-        return numpy_names[function.__name__](*args, **kwargs)
-
-
-def _leaves(what: str) -> str:
+def leaves_the_tape(what: str) -> str:
+    """What to say where what is being differentiated would become plain numbers."""
     return (
         f"{users_line()}: {what} an Array that is being differentiated, and its derivative would "
         "be lost. Compute with Arrays (stack and where build new ones), or take "
         "ml.stop_gradient(x) first to read it as a constant."
-    )
-
-
-def _check_unwritten(name: str, args: Any, kwargs: dict[str, Any], *, writes: bool) -> None:
-    """Would a function of NumPy's write what is being differentiated into a plain array?
-
-    Raises:
-        TapeError: it would.
-    """
-    if (writes or "out" in kwargs) and any(x.__class__ is Array and x.serial for x in args):
-        raise TapeError(_leaves(f"numpy.{name} would write into a plain array"))
-
-
-def _no_numpy(name: str) -> str:
-    return (
-        f"numpy.{name}: has no derivative rule for Arrays. "
-        f"Available here: {', '.join(sorted(numpy_names))}."
     )
 
 

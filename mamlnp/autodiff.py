@@ -164,8 +164,8 @@ class _Trace:
         for i, x in enumerate(node.inputs):
             if x.__class__ is not Array or x.serial not in self._needed:
                 continue
-            if joint:
-                part = joint[i]
+            if made_by.variadic:
+                part = joint[i] if len(joint) == len(node.inputs) else None
             elif i in made_by.rules:
                 part = made_by.rules[i](ct, node, *node.inputs, **node.params)
             elif i in made_by.data:
@@ -175,7 +175,28 @@ class _Trace:
                     f"{made_by.name}: has no rule for {made_by.arguments[i]}. "
                     f'Declare one with @{made_by.name}.vjp("{made_by.arguments[i]}").'
                 )
+            # Bytes, for to ask a shape and a type takes three times as long.
+            if part.__class__ is not Array or part.value.nbytes != x.value.nbytes:
+                raise _misfit(made_by, i, x, part)
             sums[x.serial] = add(sums[x.serial], part) if x.serial in sums else part
+
+
+def _misfit(made_by: Op, i: int, x: Array, part: Any) -> Exception:
+    """What is wrong with a rule's result."""
+    name = made_by.arguments[0 if made_by.variadic else i]
+    got, advice = describe(part), "Sum over what was broadcast (sum_to), and keep the type."
+    kind: type[Exception] = ShapeError if getattr(part, "shape", x.shape) != x.shape else DtypeError
+    if not isinstance(part, Array):
+        kind, got = DtypeError, f"{type(part).__name__} {got}"
+        advice = (
+            "Write it in mamlnp's functions, whose results are Arrays that can be differentiated."
+        )
+    if made_by.variadic:
+        advice = "Return one for each input. " + advice
+    return kind(
+        f"{made_by.name}: its rule for {name} {describe(x)} returned {got}, which is no Array of "
+        f"that shape and type. {advice}"
+    )
 
 
 def _or_zeros(cts: Sequence[Array | None], like: Sequence[Array]) -> list[Array]:
@@ -267,7 +288,7 @@ def value_and_grad(
             reaches only through argmax, a comparison, sign or another op without a derivative.
 
     Raises:
-        ShapeError: f's result is not a scalar.
+        ShapeError: f's result has not one element.
         DtypeError: a leaf to differentiate by is not a float.
         MissingRuleError: strict, and a leaf is unused; it is named.
 
@@ -283,7 +304,7 @@ def value_and_grad(
         def scalar(*parts: Any) -> Any:
             out = of_chosen(*parts)
             value = as_array(out[0] if has_aux else out)
-            if value.shape != ():
+            if value.size != 1:
                 raise ShapeError(
                     f"grad: the function returned {describe(value)}, not a scalar. "
                     "Sum it, or use vjp or jacobian."
@@ -508,7 +529,7 @@ class custom_vjp:  # noqa: N801 (stands where a function does)
     is declared with ``@f.vjp`` and called as ``rule(ct, out, *args)``: the result's cotangent, the
     result, the arguments. It gives a tuple with a cotangent like each argument, or None for one on
     which f does not depend. Written in mamlnp's functions of Arrays, it is differentiated in its
-    turn, so that derivatives of every order exist (docs, equation 2.5, for an implicit function).
+    turn, so that derivatives of every order exist (docs, equation 2.6, for an implicit function).
 
     Args:
         f: from trees of Arrays to a tree of float Arrays. What else is in its arguments (numbers,

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 PACKAGE = f"{Path(__file__).parent}{os.sep}"
-NUMPY = f"{Path(np.__file__).parent}{os.sep}"
+NUMPY, SCIPY = (
+    f"{Path(np.__file__).parent.with_name(name)}{os.sep}" for name in ("numpy", "scipy")
+)
 
 
 def users_line() -> str:
-    """The innermost line under way that is neither ours nor NumPy's: ``file:line``."""
+    """The innermost line under way that is neither ours nor NumPy's nor SciPy's: ``file:line``."""
     frame: Any = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((PACKAGE, NUMPY)):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((PACKAGE, NUMPY, SCIPY)):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -36,6 +38,10 @@ class MissingRuleError(NotImplementedError):
 
 class TapeError(TypeError):
     """What is being differentiated was asked to be a number or a plain array."""
+
+
+class UnavailableError(TypeError, AttributeError):
+    """NumPy's arrays and functions have it, Arrays have not."""
 
 
 class CaptureError(RuntimeError):

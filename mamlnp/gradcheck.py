@@ -220,6 +220,7 @@ def _shown(x: Any) -> str:
     return describe(x) if hasattr(x, "shape") else f"one {type(x).__name__}"
 
 
+@np.errstate(all="ignore")  # what is not finite is said in words
 def _compared(
     flat: _Flat, order: int, rng: np.random.Generator
 ) -> tuple[Report, list[tuple[Function, list[Array]]]]:
@@ -238,6 +239,7 @@ def _compared(
     return report, functions
 
 
+@np.errstate(all="ignore")
 def _compared_once(
     f: Function,
     leaves: list[Array],
@@ -251,15 +253,15 @@ def _compared_once(
     The scale is that of the numbers f computes with, where they are larger than 1.
     """
     name, order = label
-    with np.errstate(all="ignore"):  # what is not finite is said in words
-        here = _Point(f, leaves, rng, scale=max(1.0, scale))
-        changed = here.changed()
-        found: list[Comparison] = []
-        for i, argument in enumerate(names):
-            if changed or (found and found[-1].verdict == "wrong"):
-                break
+    here = _Point(f, leaves, rng, scale=max(1.0, scale))
+    changed = here.changed()
+    found: list[Comparison] = []
+    for i, argument in enumerate(names):
+        if changed or (found and found[-1].verdict == "wrong"):
+            break
+        if leaves[i].size:
             found.append(_compare(here, i, (name, argument, order), rng))
-        changed = changed or here.changed()  # slowly, perhaps
+    changed = changed or here.changed()  # slowly, perhaps
     if changed:
         return [Comparison(name, "", order, verdict="not deterministic", problem=changed)]
     return found
@@ -825,6 +827,7 @@ def debug_tasks() -> Iterator[None]:
             (:func:`check_tasks`).
 
     >>> import numpy as np
+    >>> from mamlnp import Batch
     >>> support = Batch(np.ones((5, 5, 1)), np.ones((5, 5, 1)))
     >>> theta = {"w": np.ones((1, 1)), "b": np.zeros(1)}
     >>> def loss(params, batch):  # b is (T, 1), and meets (T, N, 1) along N
@@ -857,19 +860,20 @@ def check_tasks(loss: maml.Loss, params: Tree, batch: Tree) -> None:
     params, batch = stop_gradient(params), stop_gradient(batch)
     if tasks < 2 or not all(backend.is_native(x.value) for x in tree.leaves((params, batch))):
         return
+    if any(p.shape[:1] != (tasks,) for p in tree.leaves(params)):  # one theta for all tasks
+        return
     params = tree.map(_moved, params)
     among, again = (as_array(loss(params, batch)) for _ in range(2))
     first = tree.map(lambda x: x[:1], (params, batch))
     try:
-        alone = as_array(loss(*first))
+        (alone,) = as_array(loss(*first))
     except Exception as error:
         raise ShapeError(
             f"loss: task 0 of {tasks} has none alone ({error}) What belongs to a task goes into "
             "its batch or its params."
         ) from error
-    host = [backend.to_host(x.value) for x in (among, again, alone)]
-    (value, *_), (second, *_), (by_itself,) = host
-    tolerance = abs(host[0]).max() * np.finfo(host[0].dtype).eps ** 0.5
+    value, second, by_itself = among[0].item(), again[0].item(), alone.item()
+    tolerance = abs(_host(among)).max() * np.finfo(among.dtype).eps ** 0.5  # half of the digits
     if not abs(value - by_itself) > tolerance or abs(value - second) > tolerance:
         return
     mixed = []

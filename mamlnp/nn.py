@@ -109,6 +109,8 @@ def batch_norm(
             itself.
         eps: added to the variance, which keeps every derivative finite where it is 0.
 
+    The variance has to be in the float type's range: activations stay below 1e19 in float32.
+
     Raises:
         ShapeError: "image" for vectors, whose variance would be 0.
     """

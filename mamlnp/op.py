@@ -17,6 +17,7 @@ the library's own ops, which is why derivatives of every order exist.
 import contextlib
 import inspect
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -94,6 +95,7 @@ class Op:
         self.pattern = pattern
         self.tails = tails
         self.bind: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+        self.__signature__ = inspect.Signature(parameters)
         self.data = {i for i, name in enumerate(self.arguments) if name in data}
 
     def vjp(self, argument: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -109,6 +111,7 @@ class Op:
         """Declare how users call it (as in NumPy): the call's arguments -> (arrays, params)."""
         bind.__qualname__ = self.name  # which Python's own messages begin with
         self.bind = bind
+        self.__signature__ = inspect.signature(bind)
         return self
 
     def check(self) -> None:
@@ -276,12 +279,18 @@ def op(
         method: the Array method it becomes.
         numpy: NumPy's names for it, where they differ from its own.
         declaration: see :class:`Op`.
+
+    Raises:
+        ValueError: another op has this name already, or something else answers the same operator,
+            method or name of NumPy's.
     """
 
     def register(forward: Callable[..., Any]) -> Op:
         made = Op(forward, **declaration)
+        _claim(f"op {made.name}", made, registry.get(made.name))
+        names = numpy if forward.__name__.startswith("_") else (made.name, *numpy)
+        answers(operator=operator, method=method, numpy=names)(made)
         registry[made.name] = made
-        answers(operator=operator, method=method, numpy=(made.name, *numpy))(made)
         return made
 
     return register
@@ -290,20 +299,48 @@ def op(
 def answers(
     *, operator: str | None = None, method: str | None = None, numpy: tuple[str, ...] = ()
 ) -> Callable[[Any], Any]:
-    """Let a function of Arrays answer a Python operator, a method's name, or NumPy's names."""
+    """Let a function of Arrays answer a Python operator, a method's name, or NumPy's names.
+
+    Raises:
+        ValueError: something else answers to one of them.
+    """
 
     def attach(function: Any) -> Any:
+        def become(name: str, called: Callable[..., Any]) -> None:
+            _claim(f"Array.{name}", function, vars(Array).get(name))
+            called.__wrapped__ = function  # type: ignore[attr-defined]
+            setattr(Array, name, called)
+
         for name in numpy:
+            _claim(f"numpy.{name}", function, numpy_names.get(name))
             numpy_names[name] = function
         if operator:
-            setattr(Array, f"__{operator}__", lambda self, *other: function(self, *other))
+            become(f"__{operator}__", lambda self, *other: function(self, *other))
             if len(getattr(function, "arguments", "ab")) == 2:
-                setattr(Array, f"__r{operator}__", lambda self, other: function(other, self))
+                become(f"__r{operator}__", lambda self, other: function(other, self))
         if method:
-            setattr(Array, method, lambda self, *args, **kwargs: function(self, *args, **kwargs))
+            become(method, lambda self, *args, **kwargs: function(self, *args, **kwargs))
         return function
 
     return attach
+
+
+def _claim(name: str, made: Any, known: Any) -> None:
+    """Refuse a name that something else has. (A module may be loaded again, a cell changed.)"""
+
+    def place(x: Any) -> str:
+        code = getattr(getattr(x, "forward", x), "__code__", None)
+        return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(x)
+
+    known = getattr(known, "__wrapped__", known)
+    if isinstance(known, Op) and registry.get(known.name) is not known:
+        return  # it was taken out
+    again = all(getattr(made, a) == getattr(known, a, "") for a in ("__module__", "__name__"))
+    if known is not None and not (again and (place(made) == place(known) or hasattr(sys, "ps1"))):
+        raise ValueError(
+            f"op: {place(made)} declares {name}, and so does {place(known)}. "
+            "Give the new one another name."
+        )
 
 
 def describe(x: Any) -> str:
@@ -312,7 +349,7 @@ def describe(x: Any) -> str:
     >>> describe(Array(backend.default_namespace().zeros((2, 3))))
     'float64[2,3]'
     """
-    if not hasattr(x, "shape"):
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         return repr(x)
     return f"{x.dtype}[{','.join(map(str, x.shape))}]"
 
@@ -346,7 +383,10 @@ def _lift(x: Any, *, lent: bool = False) -> Any:
     if type(x) in (Array, float, int, bool):
         return x
     if isinstance(x, list | tuple):
-        x = backend.to_device([_lift(element) for element in x])
+        elements = [_lift(element) for element in x]
+        if any(x.__class__ is Array and (x.serial or _stands_for_one(x.value)) for x in elements):
+            return numpy_names["stack"](elements)
+        x = backend.to_device(elements)
     elif not backend.is_native(x) and hasattr(x, "__array__"):  # of another library's
         x = backend.to_device(x.__array__())
     if backend.is_native(x) and x.dtype.kind in "fiub":

@@ -99,6 +99,10 @@ class Mapped:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
     def __repr__(self) -> str:
         return f"{describe(self)} of each of {self.frame.size}"
 
@@ -272,6 +276,10 @@ def _pool_positions(frame: Frame, op: Op, operands: list[Any], params: dict[str,
     return Mapped(frame, op.apply((x.each,), params), counted_through=x.size)
 
 
+def _along(frame: Frame, op: Op, operands: list[Any], params: dict[str, Any]) -> Mapped:
+    return Mapped(frame, op.apply((operands[0].each,), {"axis": params["axis"] + 1}))
+
+
 def _through_all(frame: Frame, indices: Any, size: int) -> Array:
     """Positions in each example's array of ``size`` elements, as positions in all of them."""
     if indices.__class__ is Mapped:
@@ -310,16 +318,18 @@ def _one_by_one(frame: Frame, op: Op, operands: list[Any], params: dict[str, Any
 
 Rule = Callable[[Frame, Op, list[Any], dict[str, Any]], Any]
 BROADCASTING = (
-    "abs", "add", "alias", "anew", "astype", "class_labels", "cos", "div", "equal", "exp", "expm1",
-    "fold", "greater", "greater_equal", "isfinite", "less", "less_equal", "log", "log1p", "matmul",
+    "abs", "add", "alias", "anew", "arcsinh", "arctan2", "astype", "cholesky", "class_labels",
+    "cos", "cosh", "div", "eigh", "equal", "erf", "exp", "expm1", "fold", "greater",
+    "greater_equal", "isfinite", "less", "less_equal", "log", "log1p", "matmul",
     "matrix_transpose", "maximum", "minimum", "mul", "neg", "not_equal", "one_hot", "ones_like",
-    "patches", "power", "relu", "sigmoid", "sign", "sin", "softplus", "sqrt", "sub", "tanh",
-    "where", "zeros_like",
+    "patches", "power", "relu", "remainder", "rounded", "sigmoid", "sigmoid_slope", "sign", "sin",
+    "sinh", "slogdet", "softplus", "solve", "sqrt", "sub", "tanh", "where", "zeros_like",
 )  # fmt: skip
 RULES: dict[str, Rule] = {
     **dict.fromkeys(BROADCASTING, _broadcasting),
-    **dict.fromkeys(("sum", "max", "min"), _reduction),
+    **dict.fromkeys(("sum", "max", "min", "is_first_largest"), _reduction),
     **dict.fromkeys(("argmax", "argmin"), _winner),
+    **dict.fromkeys(("argsort", "cumsum"), _along),
     **dict.fromkeys(("slices", "put_slices"), _slices),
     "broadcast_to": _broadcast_to,
     "concatenate": _concatenate,

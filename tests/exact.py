@@ -12,8 +12,8 @@ STEP = mpmath.mpf("1e-25")  # relative to the argument where it is below 1; its 
 
 def digits(point):
     """So many that, after three steps near a point, the 400 are left that 1 + 1e-308 takes."""
-    sizes = (abs(math.log10(abs(x))) for x in point)
-    return 400 + 3 * (25 + math.ceil(max(sizes)))
+    sizes = (abs(math.log10(abs(x))) for x in point if x)
+    return 400 + 3 * (25 + math.ceil(max(sizes, default=0)))
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def partial(f, point, orders):
     """f's partial derivative, so many times by each argument, by nested central differences."""
     for i, order in enumerate(orders):
         if order:
-            h = STEP * min(1, abs(point[i]))
+            h = STEP * min(1, abs(point[i]) or 1)
             less = [n - (j == i) for j, n in enumerate(orders)]
             ends = [[*point[:i], point[i] + step, *point[i + 1 :]] for step in (h, -h)]
             return (partial(f, ends[0], less) - partial(f, ends[1], less)) / (2 * h)
@@ -52,10 +52,14 @@ def is_right(got, right, scale, tolerance, smallest, largest):
     return error <= smallest + tolerance * abs(right) or error <= tolerance * scale()
 
 
-def around(f, point, orders):
-    """How large a derivative is a percent of the way off: what counts near a zero of it, where its
-    terms cancel."""
-    return max(abs(partial(f, [x * off for x in point], orders)) for off in (0.99, 1.01))
+def around(f, point, orders, step=0):
+    """How large a derivative is where an argument is a percent larger or smaller, or by a step:
+    what counts near a zero of it, where its terms cancel."""
+    found = []
+    for i, sign in itertools.product(range(len(point)), (-1, 1)):
+        moved = point[i] + sign * max(abs(point[i]) / 100, step)
+        found.append(abs(partial(f, [*point[:i], moved, *point[i + 1 :]], orders)))
+    return max(found)
 
 
 MAGNITUDES = [

@@ -202,6 +202,14 @@ def unknown(x):
     return np.sinc(x)
 
 
+def chosen(x, index):
+    return x[index] ** 2
+
+
+def random(x):
+    return x * np.random.default_rng().normal()
+
+
 def copies(x):
     y = x.copy()
     y[0] = 0
@@ -237,6 +245,15 @@ def test_a_right_function_of_ones_own(capsys: Any) -> None:
 
 
 @pytest.mark.usefixtures("mine")
+def test_what_was_not_compared_is_said(capsys: Any) -> None:
+    np.save("whole.npy", np.array([0, 2]))
+    assert run(*["check", "mine:chosen", "--args", "3", "whole.npy", "--order", "1"]) == 0
+    assert "1 not differentiable, not compared: index int64[2]" in capsys.readouterr().out
+    assert run(*["check", "--order", "1", "--op", "argmax"]) == 0
+    assert "0 right, 0 wrong, 1 not differentiable, not compared" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("mine")
 def test_a_kink_is_told_from_an_error(capsys: Any) -> None:
     assert run(*["check", "mine:hinge", "--args", "[1e-9, 1.0]", "--order", "1"]) == 0
     assert "differences left out at kinks" in capsys.readouterr().out
@@ -264,8 +281,10 @@ def test_a_wrong_rule_of_ones_own_is_named(capsys: Any) -> None:
         (["mine:hinge", "--args", "long.npy"], "is neither a shape"),
         (["mine:hinge", "--args", "[" * 100_000], "is neither a shape"),
         (["mine:unknown", "--args", "3"], "mine:unknown fails in line 34 of mine.py: TypeError"),
-        (["mine:copies", "--args", "3"], "mine:copies fails in line 38 of mine.py: AttributeErr"),
+        (["mine:copies", "--args", "3"], "mine:copies fails in line 46 of mine.py: AttributeErr"),
         (["mine:logarithm", "--args", "[1, -1]"], "is not finite there"),
+        (["mine:hinge", "--args", "0x3"], "nothing to differentiate by in its arguments"),
+        (["mine:random", "--args", "3"], "not deterministic"),
     ],
 )
 def test_what_cannot_be_checked(argv: list[str], message: str, capsys: Any) -> None:

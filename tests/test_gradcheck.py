@@ -158,8 +158,7 @@ def test_a_forgotten_sum_over_broadcast_axes_is_caught():
     args = [np.ones((2, 3)), np.ones(3)]
     assert check_grads(sums(sum_to), args, order=2).error() < TOLERANCES["difference"]
     message = failure(sums(lambda ct, shape: ct), args, 1)
-    assert "planted: argument b, order 1" in message
-    assert "float64[2,3]" in message and "float64[3]" in message
+    assert "planted: its rule for b float64[3] returned float64[2,3]" in message
     # Inside a function, where another op stumbles over it or nothing does.
     for f in (
         lambda x, b: sums(lambda ct, shape: ct)(x, ml.sin(b)),
@@ -272,7 +271,7 @@ def test_the_registry_is_left_alone():
         (lambda x: x**3, np.zeros(2)),
         (lambda x: (x - 0.3) ** 2, np.array([0.3, 0.3])),
         (lambda x: -(ml.softmax(POINT) * ml.log_softmax(x)).sum(), POINT),  # least at POINT
-        (lambda x: (ml.log_softmax(x) * np.ones(3)).sum() + 1e6, np.zeros(3)),
+        (lambda x: (ml.log_softmax(x) * np.ones(3)).sum() + 1e4, np.zeros(3)),
         (lambda b: ml.var(b + POINT) ** 2, np.array(0.7)),
     ],
 )

@@ -7,6 +7,7 @@ Imported only when a CUDA device is asked for.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -106,6 +107,12 @@ def put(values: Any, positions: Any, shape: tuple[int, ...]) -> Any:
     places = cupy.ascontiguousarray(positions).reshape(-1).astype(np.int64, copy=False)
     _launch("put", values.dtype, flat.size, flat, places, out, flat.size, out.size, flag)
     return out
+
+
+def erf(x: Any, complement: bool) -> Any:
+    """The error function of every element, or 1 minus it."""
+    special = importlib.import_module("cupyx.scipy.special")
+    return (special.erfc if complement else special.erf)(x)
 
 
 # ---- what a plan is run with
@@ -215,6 +222,11 @@ def flag() -> np.ndarray:
     found = np.frombuffer(pinned, np.int64, 1)
     found[0] = 0
     return found
+
+
+def total(x: Any, axis: tuple[int, ...], keepdims: bool = False) -> Any:
+    """The sum over the axes, which CuPy takes in parts."""
+    return x.sum(axis=axis, keepdims=keepdims)
 
 
 def captured(run: Callable[[], None]) -> Callable[[], None]:

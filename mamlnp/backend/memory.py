@@ -72,3 +72,32 @@ def _store(code: str) -> Any:
 
 load_f4, load_f8, load_i8, load_b1, load_u1 = map(_load, _TYPES)
 store_f4, store_f8, store_i8, store_b1, store_u1 = map(_store, _TYPES)
+
+
+def _heap() -> Any:
+    """Memory of the C library's: zeros_f8(count) is the address of so many zeros, and free(address)
+    gives them back."""
+
+    def function(builder: Any, name: str, result: Any, *args: Any) -> Any:
+        kind = ir.FunctionType(result, [a.type for a in args])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+    @intrinsic
+    def zeros_f8(typing: Any, count: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return function(builder, "calloc", ir.IntType(64), args[0], ir.IntType(64)(8))
+
+        return types.int64(types.int64), generate
+
+    @intrinsic
+    def free(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            function(builder, "free", ir.VoidType(), args[0])
+            return context.get_dummy_value()
+
+        return types.void(types.int64), generate
+
+    return zeros_f8, free
+
+
+zeros_f8, free = _heap()

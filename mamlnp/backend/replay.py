@@ -11,7 +11,18 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .memory import load_f4 as load, load_i8, load_u1, store_f4 as store, store_i8, store_u1
+from .memory import (
+    free,
+    load_f4 as load,
+    load_f8,
+    load_i8,
+    load_u1,
+    store_f4 as store,
+    store_f8,
+    store_i8,
+    store_u1,
+    zeros_f8,
+)  # fmt: skip
 
 HEADER = object.__basicsize__  # a NumPy array's first field, after what every object has, is data
 
@@ -313,18 +324,26 @@ def take(row: int) -> None:
 
 
 def put(row: int) -> None:
-    """Zeros with every element added at its flat position; one out of range sets the flag."""
+    """Zeros with every element added at its flat position; one out of range sets the flag. Where
+    many may fall on one, float32 numbers are added in float64."""
     x, indices, out = load_i8(row, 0, 0), load_i8(row, 1, 0), load_i8(row, 2, 0)
     count, size, flag = load_i8(row, 3, 0), load_i8(row, 4, 0), load_i8(row, 5, 0)
+    more = zeros_f8(size) if width == 4 and count > 256 else 0
     for i in range(size):
         store(out, i, 1, zero)
     for i in range(count):
         place = load_i8(indices, i, 0)
         place = place + size if place < 0 else place
-        if 0 <= place < size:
-            store(out, place, 1, load(out, place, 1) + load(x, i, 0))
-        else:
+        if not 0 <= place < size:
             store_i8(flag, 0, 2, 1)
+        elif more:
+            store_f8(more, place, 3, load_f8(more, place, 3) + load(x, i, 0))
+        else:
+            store(out, place, 1, load(out, place, 1) + load(x, i, 0))
+    if more:
+        for i in range(size):
+            store(out, i, 1, number(load_f8(more, i, 3)))
+        free(more)
 
 
 def class_labels(row: int) -> None:

@@ -77,6 +77,10 @@ class Node:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
     def __repr__(self) -> str:
         return f"{self.op}:{self.dtype}[{','.join(map(str, self.shape))}]"
 
@@ -206,14 +210,22 @@ def _pool_positions(x: Any, *, size: Any, stride: int) -> tuple[Shape, Any]:
     return (*x.shape[:-3], *counts, x.shape[-1]), np.int64
 
 
+def _solve(a: Any, b: Any) -> tuple[Shape, Any]:
+    shape, dtype = _matmul(a, b)
+    return (*shape[:-2], a.shape[-1], shape[-1]), dtype
+
+
 REDUCTIONS = {"sum", "max", "min"}
 
-# Ops that take too long on placeholders of the full size.
+# Ops that take too long on placeholders of the full size, or that refuse matrices of ones.
 SHAPES: dict[str, Callable[..., tuple[Shape, Any]]] = {
+    "cholesky": lambda a: (a.shape, a.dtype),
     "fold": _fold,
     "matmul": _matmul,
     "patches": _patches,
     "pool_positions": _pool_positions,
+    "slogdet": lambda a: ((*a.shape[:-2], 2), a.dtype),
+    "solve": _solve,
 }
 
 

@@ -11,7 +11,16 @@ from ..draws import Draw, Drawn
 from ..errors import ShapeError
 from ..op import answers, as_array, describe, op
 from .reduce import sum
-from .shape import concatenate, matrix_transpose, pad, reshape, squeeze, sum_to, transpose
+from .shape import (
+    concatenate,
+    matrix_transpose,
+    moveaxis,
+    pad,
+    reshape,
+    squeeze,
+    sum_to,
+    transpose,
+)
 
 Pair = tuple[int, int]
 Padding = str | int | tuple[Pair, Pair]
@@ -76,20 +85,31 @@ def matmul(a: Any, b: Any) -> Array:
 
 
 @answers(numpy=("einsum",))
-def einsum(subscripts: str, *operands: Any) -> Array:
-    """Einstein summation, by matmul; with an explicit ``->`` and no index twice in one operand.
+def einsum(subscripts: Any, *operands: Any, optimize: Any = False) -> Array:
+    """Einstein summation as in NumPy, by matmul, from the left whatever ``optimize`` says.
 
     >>> einsum("ij,kj->ki", [[1.0, 2.0]], [[3.0, 4.0]])
     Array([[11.]])
 
     Raises:
-        ShapeError: the subscripts are not of that form, or do not fit the operands.
+        ShapeError: the subscripts do not fit the operands.
     """
+    if not isinstance(subscripts, str):  # but x, [0, 1], y, [1, 2], [0, 2]
+        subscripts, operands = _as_text((subscripts, *operands))
     arrays = [as_array(x) for x in operands]
-    text = subscripts.replace(" ", "")
-    inputs, arrow, output = text.partition("->")
-    terms = inputs.split(",")
-    _check_einsum(subscripts, arrow, terms, output, arrays)
+    terms, output = _spelled_out(subscripts, arrays)
+    _check_einsum(subscripts, terms, output, arrays)
+    sides = [dict(zip(t, x.shape, strict=True)) for t, x in zip(terms, arrays, strict=True)]
+    long = {name for side in sides for name in side if side[name] != 1}
+    for i, (term, x) in enumerate(zip(terms, arrays, strict=True)):
+        for name in term:  # twice: a diagonal; of length 1 where it is longer elsewhere: dropped
+            while term.count(name) > 1 or (name in long and name in term and sides[i][name] == 1):
+                at = term.index(name)
+                if term.count(name) > 1:
+                    x, term = _diagonal(x, at, term.index(name, at + 1)), term.replace(name, "", 1)
+                else:
+                    x, term = squeeze(x, at), term.replace(name, "")
+        terms[i], arrays[i] = term, x
     term, out = terms[0], arrays[0]
     for i, (other_term, other) in enumerate(zip(terms[1:], arrays[1:], strict=True), 2):
         needed = set(output).union(*terms[i:])
@@ -100,17 +120,50 @@ def einsum(subscripts: str, *operands: Any) -> Array:
     return transpose(out, [kept.index(name) for name in output])
 
 
-def _check_einsum(
-    subscripts: str, arrow: str, terms: list[str], output: str, arrays: list[Array]
-) -> None:
+def _as_text(given: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+    """einsum's other form, an index list after every operand and one for the result, as text."""
+    lists = [*given[1::2], *given[-1:][: len(given) % 2]]
+    terms = ["".join("..." if i is ... else chr(65 + i + 6 * (i > 25)) for i in x) for x in lists]
+    arrow = "->" + terms.pop() if len(given) % 2 else ""
+    return ",".join(terms) + arrow, given[: len(given) - len(given) % 2 : 2]
+
+
+def _spelled_out(subscripts: str, arrays: list[Array]) -> tuple[list[str], str]:
+    """Every operand's indices and the result's, with letters of their own for ``...``."""
+    inputs, arrow, output = subscripts.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    hidden = [x.ndim - len(t) + 3 for t, x in zip(terms, arrays, strict=False) if "..." in t]
+    most = "".join(map(chr, range(0x3B1, 0x3B1 + max([0, *hidden]))))  # Greek ones
+    for i, x in enumerate(arrays[: len(terms)]):
+        count = max(x.ndim - len(terms[i]) + 3, 0)
+        terms[i] = terms[i].replace("...", most[len(most) - count :])
+    if not arrow:
+        once = [n for n in sorted(set(inputs) - {",", "."}) if inputs.count(n) == 1]
+        return terms, most + "".join(once)
+    return terms, output.replace("...", most)
+
+
+def _diagonal(x: Array, first: int, second: int) -> Array:
+    """The diagonal of two axes, in the place of the second."""
+    order = [i for i in range(x.ndim) if i not in (first, second)]
+    side = x.shape[first]
+    flat = reshape(
+        transpose(x, [first, second, *order]), (side * side, *(x.shape[i] for i in order))
+    )
+    return moveaxis(flat[:: side + 1], 0, second - 1)
+
+
+def _check_einsum(subscripts: str, terms: list[str], output: str, arrays: list[Array]) -> None:
     problem = ""
     sides: dict[str, int] = {}
-    if not arrow:
-        problem = "has no '->'"
-    elif len(terms) != len(arrays):
+    if len(terms) != len(arrays):
         problem = f"names {len(terms)} operands but there are {len(arrays)}"
-    elif any(len(set(t)) != len(t) or not t.isalpha() for t in (*terms, output) if t):
-        problem = "repeats an index within one operand, or uses something that is no letter"
+    elif any(not t.isalpha() for t in (*terms, output) if t):
+        problem = "uses something that is no letter"
+    elif "->" in subscripts and not set(output) >= {n for n in "".join(terms) if n >= "α"}:
+        problem = "has '...' for axes that the result leaves out"
+    elif len(set(output)) < len(output):
+        problem = "repeats an index in the result"
     elif not set(output) <= set().union(*terms):
         problem = "has an index in the result that no operand has"
     else:
@@ -119,7 +172,9 @@ def _check_einsum(
                 problem = f"gives {len(term)} indices to an operand of shape {x.shape}"
                 break
             for name, side in zip(term, x.shape, strict=True):
-                if sides.setdefault(name, side) != side:
+                if sides.get(name, 1) == 1:
+                    sides[name] = side
+                elif side not in (1, sides[name]):
                     problem = f"uses {name} for sides of length {sides[name]} and {side}"
     if problem:
         raise ShapeError(f'einsum: "{subscripts}" {problem}. Write it like "ij,jk->ik".')
