@@ -216,9 +216,10 @@ def _missing(name: str) -> str:
 
 def _attribute(self: Array, name: str) -> Any:
     """What an Array has no other attribute for."""
-    if name.startswith("__"):
+    if name.startswith("_"):
         raise AttributeError(f"'Array' object has no attribute {name!r}")
-    raise UnavailableError(_missing(f"Array.{name}"))
+    known = hasattr(np.ndarray, name)
+    raise UnavailableError(_missing(f"Array.{name}") if known else f"Array.{name}: is not there.")
 
 
 def _method(name: str, ours: Function | None, numpys: Function | None = None) -> Function:
