@@ -522,7 +522,8 @@ def _median(a: Any, axis: Axes = None, out: None = None, *, keepdims: bool = Fal
 
 def _linspace(start: Any, stop: Any, num: int = 50, endpoint: bool = True) -> Array:
     steps = max(num - 1 if endpoint else num, 1)
-    return shape.stack([start + (stop - start) * (i / steps) for i in range(num)])
+    every = [start + (stop - start) * (i / steps) for i in range(max(num, 1))]
+    return shape.stack(every)[:num]
 
 
 def _gradient(f: Any, *spacing: float, axis: Any = None) -> Any:

@@ -322,8 +322,17 @@ def test_the_edges():
     assert np.logaddexp(ml.array(-np.inf), 1.0).item() == 1.0
     assert (1e20 % ml.array(3.0)).item() == 1e20 % 3.0
     assert np.arctan2(ml.array(-0.0), -1.0).item() == -np.pi
-    same = ml.array(np.eye(2))  # equal eigenvalues
-    assert np.isfinite(ml.grad(lambda a: (np.linalg.eigh(a)[0] ** 2).sum())(same).numpy()).all()
+
+
+def test_equal_eigenvalues_have_derivatives_without_their_vectors_turning():
+    a = np.diag([2.0, 2.0, 5.0])
+
+    def f(a):
+        values, vectors = np.linalg.eigh(a)
+        return (values**2).sum() + (vectors[:, :2] @ vectors[:, :2].T)[0, 2]
+
+    expected = 2 * a + np.array([[0, 0, 0], [0, 0, 0], [-1 / 3, 0, 0]])  # the plane tilts
+    np.testing.assert_allclose(ml.grad(f)(a), expected, atol=1e-12)
 
 
 def test_a_singular_matrix_is_named():
