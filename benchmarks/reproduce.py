@@ -199,7 +199,14 @@ ANT_PARTS = (
 
 TABLES: dict[str, list[Row]] = {
     "strokes": [
-        Row("conv-5w1s", "5-way 1-shot", "strokes", evaluate, on=("omniglot",), seeds=seeds)
+        Row(
+            "conv-5w1s",
+            "5-way 1-shot",
+            "strokes --preset today-5w1s",
+            evaluate,
+            on=("omniglot",),
+            seeds=seeds,
+        )
         for evaluate, seeds in (("--baselines", (0,)), ("", (1, 2)))  # which differ little by seed
     ],
     "omniglot": [
@@ -615,7 +622,10 @@ def draw(table: str, records: dict[str, Any]) -> None:
     figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     done = [(row, seeds) for row in TABLES[table] if (seeds := seeds_done(row, records))]
-    for n, (row, seeds) in enumerate(done):
+    names = list(dict.fromkeys(row.name for row, _ in done))  # rows may share one, by seeds
+    labelled = set()
+    for row, seeds in done:
+        n = names.index(row.name)
         for seed in seeds:
             record = records[key(row, seed, "transductive")]
             iterations, values = zip(*record["curve"], strict=True)
@@ -625,9 +635,10 @@ def draw(table: str, records: dict[str, Any]) -> None:
                 [shown.scale * v for v in values],
                 "-" if n < 10 else "--",  # there are ten colours
                 color=f"C{n % 10}",
-                label=label if seed == seeds[0] else None,
+                label=label if row.name not in labelled else None,
                 lw=1.2,
             )
+            labelled.add(row.name)
     axes.set(
         xlabel="meta-iterations",
         ylabel=shown.label,

@@ -216,9 +216,10 @@ def _missing(name: str) -> str:
 
 def _attribute(self: Array, name: str) -> Any:
     """What an Array has no other attribute for."""
-    if name.startswith("__"):
+    if name.startswith("_"):
         raise AttributeError(f"'Array' object has no attribute {name!r}")
-    raise UnavailableError(_missing(f"Array.{name}"))
+    known = hasattr(np.ndarray, name)
+    raise UnavailableError(_missing(f"Array.{name}") if known else f"Array.{name}: is not there.")
 
 
 def _method(name: str, ours: Function | None, numpys: Function | None = None) -> Function:
@@ -402,7 +403,8 @@ def _among(a: Any, where: Any, instead: Any, dtype: Any = None, out: Any = None)
 def _count(a: Array, axis: Axes, keepdims: bool, where: Any) -> Any:
     if where is True:
         return shape.size_along(a.shape, normalized_axes("mean", axis, a.ndim))
-    return reduce.sum(np.broadcast_to(np.not_equal(where, 0), a.shape), axis, keepdims=keepdims)
+    counted = np.broadcast_to(e.astype(np.not_equal(where, 0), a.dtype), a.shape)
+    return reduce.sum(counted, axis, keepdims=keepdims)
 
 
 def _product(x: Any, axis: Axes, *, keepdims: bool) -> Array:
@@ -512,15 +514,16 @@ def _partition(a: Any, kth: Any, axis: int = -1) -> Array:
 def _median(a: Any, axis: Axes = None, out: None = None, *, keepdims: bool = False) -> Array:
     a = _among(a, True, 0, None, out)
     axes = normalized_axes("median", axis, a.ndim)
-    a = moveaxis(a, axes, range(len(axes)))
-    a = _sort(reshape(a, (-1, *a.shape[len(axes) :])), 0)
+    kept = [i for i in range(a.ndim) if i not in axes]
+    a = _sort(reshape(transpose(a, [*axes, *kept]), (-1, *(a.shape[i] for i in kept))), 0)
     middle = reduce.sum(a[(len(a) - 1) // 2 : len(a) // 2 + 1], 0) / (2 - len(a) % 2)
     return shape.expand_dims(middle, axes) if keepdims else middle
 
 
 def _linspace(start: Any, stop: Any, num: int = 50, endpoint: bool = True) -> Array:
     steps = max(num - 1 if endpoint else num, 1)
-    return shape.stack([start + (stop - start) * (i / steps) for i in range(num)])
+    every = [start + (stop - start) * (i / steps) for i in range(max(num, 1))]
+    return shape.stack(every)[:num]
 
 
 def _gradient(f: Any, *spacing: float, axis: Any = None) -> Any:
@@ -604,10 +607,12 @@ def _kron(a: Any, b: Any) -> Any:
 def _cross(a: Any, b: Any, axisa: int = -1, axisb: int = -1, axisc: int = -1,
            axis: int | None = None) -> Any:  # fmt: skip
     axes = (axisa, axisb, axisc) if axis is None else (axis,) * 3
-    x, y = (moveaxis(as_array(v), i, 0) for v, i in zip((a, b), axes[:2], strict=True))
-    x, y = (concatenate([v, e.zeros_like(v[:1])]) if len(v) == 2 else v for v in (x, y))
+    x, y = (moveaxis(as_array(v), i, -1) for v, i in zip((a, b), axes[:2], strict=True))
+    x, y = (
+        v if v.shape[-1] > 2 else concatenate([v, e.zeros_like(v[..., :1])], -1) for v in (x, y)
+    )
     i, j = [1, 2, 0], [2, 0, 1]
-    return moveaxis(x[i] * y[j] - x[j] * y[i], 0, axes[2])
+    return moveaxis(x[..., i] * y[..., j] - x[..., j] * y[..., i], -1, axes[2])
 
 
 # fmt: off

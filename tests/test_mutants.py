@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_numpy_names
 import test_ops
 
 import mamlnp as ml
@@ -28,6 +29,7 @@ SUMS, PRODUCTS = {"add", "sub"}, {"mul", "div"}
 
 # What the declared edges are tested by, where draws at random do not come.
 EDGES: list[Callable[[], Any]] = [
+    test_numpy_names.test_equal_eigenvalues_have_derivatives_without_their_vectors_turning,
     test_ops.test_powers_of_zero,
     test_ops.test_a_power_of_exponent_0_or_1_still_depends_on_it,
     functools.partial(test_ops.test_nan_has_a_gradient_as_well, lambda f: f),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -445,8 +446,7 @@ def test_methods_take_sides_and_axes_as_numpys_do():
     exactly(ml.reshape(2.0, (1, 1)), [[2.0]])
     exactly(x.sum(axis=np.int64(1)), CUBE.sum(axis=1))
     exactly(x.swapaxes(0, 2), CUBE.swapaxes(0, 2))
-    with pytest.raises(TypeError, match=r"reshape\(\) got an unexpected keyword argument 'order'"):
-        x.reshape(4, 6, order="F")
+    exactly(x.reshape(4, 6, order="F"), CUBE.reshape(4, 6, order="F"))
 
 
 @given(st.data())
@@ -631,18 +631,17 @@ def test_einsum_is_numpys(case):
 @pytest.mark.parametrize(
     "subscripts, shapes, problem",
     [
-        ("ij,jk", [(2, 3), (3, 2)], "has no '->'"),
         ("ij->ij", [(2, 3), (3, 2)], "names 1 operands but there are 2"),
-        ("ii->i", [(2, 2)], "repeats an index"),
         ("ij->ii", [(2, 2)], "repeats an index"),
-        ("...i->i", [(2, 2)], "no letter"),
+        ("...i->i", [(2, 2)], "for axes that the result leaves out"),
+        ("i1->i", [(2, 2)], "no letter"),
         ("ij->ik", [(2, 2)], "has an index in the result that no operand has"),
         ("ijk->i", [(2, 2)], r"gives 3 indices to an operand of shape \(2, 2\)"),
         ("ij,jk->ik", [(2, 3), (4, 2)], "uses j for sides of length 3 and 4"),
     ],
 )
 def test_einsum_says_what_is_wrong(subscripts, shapes, problem):
-    with pytest.raises(ShapeError, match=f'^einsum: "{subscripts}" .*{problem}'):
+    with pytest.raises(ShapeError, match=f'^einsum: "{re.escape(subscripts)}" .*{problem}'):
         ml.einsum(subscripts, *map(np.zeros, shapes))
 
 

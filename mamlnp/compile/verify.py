@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import reference, to_host
-from ..backend.generated import CODES, LoopNest, Operand
+from ..backend.generated import CODES, EXPRESSIONS, LoopNest, Operand
 from ..errors import CompileError
+from ..op import registry
 from .fuse import Loop
 from .plan import At, Eager, Plan, Row
 from .trace import Graph, Node, Shape
@@ -506,7 +507,7 @@ class _Verifier:
 
     def _adds(self, step: Node, at: At, adds: int) -> None:
         """Is what a product adds to, and nothing else, where its result goes?"""
-        if adds != (len(step.args) == 3):
+        if adds != len(step.args) - 2:
             raise self.fail(f"is called with beta = {adds} for {len(step.args)} arguments")
         if adds and not self._holds(at, step.args[2]):
             raise self.fail(f"adds to what is not {step.args[2]!r}")
@@ -648,22 +649,22 @@ def _windows_of(node: Node, x: Any) -> Any:
     return found.reshape(*found.shape[:-4], -1, found.shape[-1])
 
 
-def _matmul(_: Node, a: Any, b: Any, *more: Any) -> Any:
-    return sum(more, np.matmul(a, b))
+def _matmul(_: Node, a: Any, b: Any, c: Any = 0.0) -> Any:
+    return c + np.matmul(a, b)
 
 
-def _conv(node: Node, x: Any, w: Any, *more: Any) -> Any:
-    return sum(more, np.matmul(_windows_of(node, x), w))
+def _conv(node: Node, x: Any, w: Any, c: Any = 0.0) -> Any:
+    return c + np.matmul(_windows_of(node, x), w)
 
 
-def _conv_weights(node: Node, x: Any, rows: Any, *more: Any) -> Any:
-    return sum(more, np.matmul(_windows_of(node, x).swapaxes(-1, -2), rows))
+def _conv_weights(node: Node, x: Any, rows: Any, c: Any = 0.0) -> Any:
+    return c + np.matmul(_windows_of(node, x).swapaxes(-1, -2), rows)
 
 
-def _conv_images(node: Node, rows: Any, w: Any, *more: Any) -> Any:
+def _conv_images(node: Node, rows: Any, w: Any, c: Any = 0.0) -> Any:
     p = node.params
     windows = np.matmul(rows, w).reshape(*node.shape[:-3], *p["counts"], -1)
-    return sum(more, reference.fold(windows, p["size"], p["stride"], p["padding"], p["shape"]))
+    return c + reference.fold(windows, p["size"], p["stride"], p["padding"], p["shape"])
 
 
 def _fields(node: Node, x: Any) -> Any:
@@ -690,6 +691,10 @@ def _pool_put(node: Node, x: Any, winners: Any) -> Any:
     return out.reshape(node.shape)
 
 
+def _reduced(function: Any, node: Node, x: Any) -> Any:
+    return function(x, axis=node.params["axis"], keepdims=node.params.get("keepdims", False))
+
+
 PLAIN: dict[str, Callable[..., Any]] = {
     "conv": _conv,
     "conv_images": _conv_images,
@@ -698,6 +703,9 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "pool_put": _pool_put,
     "pool_take": _pool_take,
     "pool_winners": _pool_winners,
+    "sum": lambda node, x: _reduced(np.sum, node, x),
+    "max": lambda node, x: _reduced(np.max, node, x),
+    "min": lambda node, x: _reduced(np.min, node, x),
 }
 
 
@@ -747,8 +755,9 @@ def _computed(node: Node, args: list[Any]) -> np.ndarray:
         return _wide(args[0].astype(np.float64 if node.dtype.kind == "f" else node.dtype))
     if node.op in PLAIN:
         return _wide(PLAIN[node.op](node, *args))
-    assert node.function is not None
-    return _wide(node.function(np, *args, **node.params))
+    kernel = node.op in EXPRESSIONS and node.op in registry  # what is computed goes by the name
+    function: Any = registry[node.op].forward if kernel else node.function
+    return _wide(function(np, *args, **node.params))
 
 
 class Passes:

@@ -51,7 +51,8 @@ def _draw_square(d: Draw, symmetric: bool = False) -> Any:
 
 def _draw_solve(d: Draw) -> Drawn:
     a = _draw_square(d)
-    return (a, d.array((*d.broadcastable(a.shape[:-2]), a.shape[-1], d.integer(1, 2)))), {}
+    lead = d.choice([d.broadcastable(a.shape[:-2]), (2, *a.shape[:-2])])
+    return (a, d.array((*lead, a.shape[-1], d.integer(1, 2)))), {}
 
 
 @op(
