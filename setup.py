@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 RL = ["mujoco>=4.0", "gymnasium>=1.0", "imageio[ffmpeg]>=2.34"]
 MPI = ["mpi4py>=4.0", "mpich>=4.2; platform_system == 'Linux'"]
 NVIDIA = "platform_system == 'Linux' and platform_machine == 'x86_64'"
-TEST = ["pytest>=8.0", "hypothesis>=6.100", *RL]
+TEST = ["pytest>=8.0", "hypothesis>=6.100", "mpmath>=1.3", *RL]
 
 setup(
     name="mamlnp",
@@ -54,5 +54,5 @@ setup(
         # NVRTC compiles the CUDA sources where there is no device to run them on.
         "dev": [*TEST, *MPI, "ruff>=0.6", "mypy>=1.11", f"nvidia-cuda-nvrtc-cu12>=12.4; {NVIDIA}"],
     },
-    entry_points={"console_scripts": ["mamlnp = mamlnp.cli:main"]},
+    entry_points={"console_scripts": ["mamlnp = mamlnp.__main__:main"]},
 )

@@ -1,6 +1,7 @@
 """Train and score the rows of a named table, and write it: JSON, curves, and Markdown.
 
     python benchmarks/reproduce.py omniglot --data DIR
+    python benchmarks/reproduce.py strokes --data DIR
     python benchmarks/reproduce.py grocery84 --data DIR --only maml-5w1s
     python benchmarks/reproduce.py omniglot-60000 --data DIR --device cuda
 
@@ -49,6 +50,7 @@ class Row:
         train: after `mamlnp train`.
         evaluate: after `mamlnp evaluate RUN`.
         batch_norms: scored with each of these statistics, the first seed only but for the first.
+        on: experiments whose classes all runs are scored on too.
         seeds: one run each.
         paper: what the paper reports.
         others: what other implementations report.
@@ -60,6 +62,7 @@ class Row:
     train: str
     evaluate: str = ""
     batch_norms: tuple[str, ...] = ("transductive",)
+    on: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     paper: str = ""
     others: str = ""
@@ -195,6 +198,17 @@ ANT_PARTS = (
 )
 
 TABLES: dict[str, list[Row]] = {
+    "strokes": [
+        Row(
+            "conv-5w1s",
+            "5-way 1-shot",
+            "strokes --preset today-5w1s",
+            evaluate,
+            on=("omniglot",),
+            seeds=seeds,
+        )
+        for evaluate, seeds in (("--baselines", (0,)), ("", (1, 2)))  # which differ little by seed
+    ],
     "omniglot": [
         Row(
             "conv-5w1s",
@@ -350,7 +364,7 @@ class Options:
     """Train and score the rows of a table, and write it.
 
     Attributes:
-        table: omniglot, omniglot-60000 (the paper's number of meta-iterations), grocery84,
+        table: strokes, omniglot, omniglot-60000 (the paper's number of meta-iterations), grocery84,
             miniimagenet, nav2d, cheetah-vel, cheetah-dir, ant-vel, ant-dir.
         data: folder with its images; else the environment variable MAMLNP_DATA.
         runs: where the run folders are.
@@ -377,32 +391,36 @@ def main() -> None:
         if name not in names:
             sys.exit(f"reproduce: --only {name!r} is no row. Pass some of: {', '.join(names)}.")
     for row in table:
-        for seed, batch_norm in scored(row):
+        for seed, how in scored(row):
             if not asked.write_only and (not asked.only or row.name in asked.only):
-                work(row, seed, batch_norm, asked)
+                work(row, seed, how, asked)
                 write(asked.table, asked.runs)
     write(asked.table, asked.runs)
 
 
 def scored(row: Row) -> list[tuple[int, str]]:
-    """The seed and the statistics of every evaluation of a row."""
+    """Every evaluation of a row: the seed, and by which statistics or on which classes."""
     first, *others = row.batch_norms
-    return [(seed, first) for seed in row.seeds] + [(row.seeds[0], other) for other in others]
+    return [
+        *((seed, first) for seed in row.seeds),
+        *((row.seeds[0], other) for other in others),
+        *((seed, on) for on in row.on for seed in row.seeds),
+    ]
 
 
-def evaluation(path: Path, batch_norm: str) -> Path:
+def evaluation(path: Path, how: str) -> Path:
     """Where `mamlnp evaluate` keeps what it found."""
     stored = path / EVALUATION
-    if batch_norm == "transductive":
+    if how == "transductive":
         return stored
-    return stored.with_stem(f"{stored.stem}-{batch_norm}")
+    return stored.with_stem(f"{stored.stem}-{how}")
 
 
 def folder(runs: Path, table: str, row: Row, seed: int) -> Path:
     return runs / table / f"{row.name}-{seed}"
 
 
-def work(row: Row, seed: int, batch_norm: str, asked: Options) -> None:
+def work(row: Row, seed: int, how: str, asked: Options) -> None:
     """Train and score one run, from where it was left."""
     path = folder(asked.runs, asked.table, row, seed)
     device = ["--device", asked.device] if asked.device != "cpu" else []
@@ -415,14 +433,16 @@ def work(row: Row, seed: int, batch_norm: str, asked: Options) -> None:
             )
         if not (path / CHECKPOINT).exists():  # stopped before there was anything to go on from
             shutil.rmtree(path)
+    data = ["--data", f"{asked.data}"] if asked.data else []
     if not (path / CONFIG).exists():
-        data = ["--data", f"{asked.data}"] if asked.data else []
         words = training(row, seed, path.parent)
-        command("train", *words, *data, *device, "--out", f"{path}")
+        there = data if has_data(row) else []
+        command("train", *words, *there, *device, "--out", f"{path}")
     elif not finished(path):
         command("train", open_run(path).experiment, "--resume", f"{path}", *device)
-    if not scored_as(path, row, batch_norm):
-        command("evaluate", f"{path}", *evaluate_options(row, batch_norm), *device)
+    if not scored_as(path, row, how):
+        there = data if how in row.on else []
+        command("evaluate", f"{path}", *evaluate_options(row, how), *there, *device)
 
 
 def training(row: Row, seed: int, runs: Path) -> list[str]:
@@ -438,19 +458,28 @@ def made_by(path: Path, row: Row, seed: int) -> bool:
     return sorted(Path(word).name for word in found) == sorted(Path(word).name for word in wanted)
 
 
-def evaluate_options(row: Row, batch_norm: str) -> list[str]:
-    options = row.evaluate.split() if batch_norm == row.batch_norms[0] else []
-    return options if batch_norm == "transductive" else [*options, "--batch-norm", batch_norm]
+def has_data(row: Row) -> bool:
+    """Whether its training takes a folder with images."""
+    return hasattr(experiments.EXPERIMENTS[row.train.split()[0]].Config, "data")
 
 
-def scored_as(path: Path, row: Row, batch_norm: str) -> bool:
+def evaluate_options(row: Row, how: str) -> list[str]:
+    if how in row.on:
+        return ["--on", how]
+    options = row.evaluate.split() if how == row.batch_norms[0] else []
+    return options if how == "transductive" else [*options, "--batch-norm", how]
+
+
+def scored_as(path: Path, row: Row, how: str) -> bool:
     """Whether a run was scored as the row says, and not on fewer tasks, say."""
-    stored = evaluation(path, batch_norm)
+    stored = evaluation(path, how)
     if not stored.exists():
         return False
-    how = json.loads(stored.read_text(encoding="utf-8"))["evaluation"]
-    wanted = {"baselines": True} if "--baselines" in evaluate_options(row, batch_norm) else {}
-    return bool({"batch_norm": "transductive", **how} == {"batch_norm": batch_norm, **wanted})
+    found = json.loads(stored.read_text(encoding="utf-8"))["evaluation"]
+    wanted: dict[str, Any] = {"on": how} if how in row.on else {"batch_norm": how}
+    if "--baselines" in evaluate_options(row, how):
+        wanted["baselines"] = True
+    return bool({"batch_norm": "transductive"} | found == {"batch_norm": "transductive"} | wanted)
 
 
 def finished(path: Path) -> bool:
@@ -472,10 +501,10 @@ def write(table: str, runs: Path) -> None:
     stored = RESULTS / f"{table}.json"
     records = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
     for row in TABLES[table]:
-        for seed, batch_norm in scored(row):
+        for seed, how in scored(row):
             path = folder(runs, table, row, seed)
-            found = evaluation(path, batch_norm)
-            if scored_as(path, row, batch_norm) and made_by(path, row, seed):
+            found = evaluation(path, how)
+            if scored_as(path, row, how) and made_by(path, row, seed):
                 with (path / METRICS).open(encoding="utf-8", newline="") as file:
                     curve = [
                         [int(line["iteration"]), float(line[measure(table).curve])]
@@ -483,7 +512,7 @@ def write(table: str, runs: Path) -> None:
                     ]
                 record = json.loads(found.read_text(encoding="utf-8"))
                 record |= {"trained_with": open_run(path).versions, "curve": curve}
-                records[key(row, seed, batch_norm)] = record
+                records[key(row, seed, how)] = record
     text = markdown(table, records)
     replace(stored, json.dumps(records, indent=None, separators=(",", ":")).replace("},", "},\n"))
     replace(RESULTS / f"{table}.md", text)
@@ -492,10 +521,10 @@ def write(table: str, runs: Path) -> None:
     replace(README, included(readme, table, text))
 
 
-def key(row: Row, seed: int, batch_norm: str) -> str:
+def key(row: Row, seed: int, how: str) -> str:
     """The name of an evaluation among a table's records."""
     name = f"{row.name}-{seed}"
-    return name if batch_norm == "transductive" else f"{name}-{batch_norm}"
+    return name if how == "transductive" else f"{name}-{how}"
 
 
 def included(document: str, table: str, text: str) -> str:
@@ -524,8 +553,8 @@ def markdown(table: str, records: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     machines: dict[str, int] = {}
     for row in TABLES[table]:
-        for seed, batch_norm in scored(row):
-            record = records.get(key(row, seed, batch_norm))
+        for seed, how in scored(row):
+            record = records.get(key(row, seed, how))
             if record is None:
                 continue
             config = record["config"]
@@ -544,8 +573,10 @@ def markdown(table: str, records: dict[str, Any]) -> str:
                 if printed and any(line.startswith(f"| {label} ") for line in lines):
                     continue
                 label += f" ({note})" if note else ""
-                if batch_norm != "transductive":
-                    label += f", batch norm {batch_norm}"
+                if how in row.on:
+                    label += f", on {how}"
+                elif how != "transductive":
+                    label += f", batch norm {how}"
                 cells = ["" if printed else f"{seed}", *shown.cells(record, method)]
                 iterations, time = f"{config['meta_iterations']:,}", f"{took(record)} ({number})"
                 cells += [iterations, time] if ours else ["", ""]
@@ -591,7 +622,10 @@ def draw(table: str, records: dict[str, Any]) -> None:
     figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     done = [(row, seeds) for row in TABLES[table] if (seeds := seeds_done(row, records))]
-    for n, (row, seeds) in enumerate(done):
+    names = list(dict.fromkeys(row.name for row, _ in done))  # rows may share one, by seeds
+    labelled = set()
+    for row, seeds in done:
+        n = names.index(row.name)
         for seed in seeds:
             record = records[key(row, seed, "transductive")]
             iterations, values = zip(*record["curve"], strict=True)
@@ -601,9 +635,10 @@ def draw(table: str, records: dict[str, Any]) -> None:
                 [shown.scale * v for v in values],
                 "-" if n < 10 else "--",  # there are ten colours
                 color=f"C{n % 10}",
-                label=label if seed == seeds[0] else None,
+                label=label if row.name not in labelled else None,
                 lw=1.2,
             )
+            labelled.add(row.name)
     axes.set(
         xlabel="meta-iterations",
         ylabel=shown.label,

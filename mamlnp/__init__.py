@@ -3,8 +3,10 @@
 To read the code, follow the order in which each module imports only from those above it:
 
 ``errors``, ``backend`` (the seam to NumPy and numba), ``array`` (a value and how it was made),
-``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``tree``, ``autodiff``
-(vjp, grad, hvp), ``compile`` (trace once, replay fast), ``losses``, ``optim``, ``nn``, ``tasks``,
+``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``numpy_names`` (how
+NumPy's functions take Arrays), ``tree``, ``autodiff``
+(vjp, grad, hvp), ``compile`` (trace once, replay fast), ``vmap`` (one
+example's function for all of them), ``losses``, ``optim``, ``nn``, ``tasks``,
 ``maml`` (Algorithms 1-3), ``ranks`` and ``parallel`` (a meta-batch over processes and threads),
 ``gradcheck``, ``checks``,
 ``runs``, ``plots``, ``learner`` (theta, ready to adapt), ``rl`` (Algorithm 3, and its
@@ -21,6 +23,7 @@ from . import (
     losses,
     maml,
     nn,
+    numpy_names as _numpy_names,  # noqa: F401 (answers NumPy's calls)
     ops as _ops,  # noqa: F401 (registers the operations)
     optim,
     parallel,
@@ -30,6 +33,7 @@ from . import (
 from .array import Array, array
 from .autodiff import (
     checkpoint,
+    custom_vjp,
     dot,
     grad,
     hessian,
@@ -42,7 +46,7 @@ from .autodiff import (
 )
 from .backend import to_device, to_host, using_device, using_kernels
 from .compile import compile as compile, debug_compile
-from .gradcheck import check_grads, check_hvp, check_meta_gradient
+from .gradcheck import check_grads, check_hvp, check_meta_gradient, debug_tasks
 from .op import debug_nans
 from .ops.elementwise import (
     abs as abs,
@@ -52,6 +56,8 @@ from .ops.elementwise import (
     cos,
     div,
     equal,
+    erf,
+    erfc,
     exp,
     expm1,
     greater,
@@ -120,11 +126,15 @@ from .tasks import (
     miniimagenet,  # noqa: F401
     omniglot,  # noqa: F401
     sinusoid,  # noqa: F401
+    strokes,  # noqa: F401
 )
+from .vmap import vmap as vmap
 
 if TYPE_CHECKING:
-    from . import initialisations
+    from . import initialisations, rl
     from .initialisations import load
+
+    __version__: str
 
 __all__ = [
     "Array",
@@ -146,12 +156,16 @@ __all__ = [
     "concatenate",
     "conv2d",
     "cos",
+    "custom_vjp",
     "div",
     "debug_compile",
     "debug_nans",
+    "debug_tasks",
     "dot",
     "einsum",
     "equal",
+    "erf",
+    "erfc",
     "errors",
     "exp",
     "expand_dims",
@@ -199,6 +213,7 @@ __all__ = [
     "ravel",
     "relu",
     "reshape",
+    "rl",
     "sigmoid",
     "sign",
     "sin",
@@ -225,6 +240,7 @@ __all__ = [
     "value_and_grad",
     "var",
     "vjp",
+    "vmap",
     "where",
     "zeros_like",
 ]
@@ -236,4 +252,12 @@ def __getattr__(name: str) -> _Any:
     if name in ("load", "initialisations"):
         module = _import_module(".initialisations", __name__)
         return module.load if name == "load" else module
+    if name == "rl":
+        return _import_module(".rl", __name__)
+    if name == "__version__":
+        return _import_module(".runs", __name__).version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "load", "initialisations", "rl", "__version__"})

@@ -5,24 +5,27 @@ there are no cycles, no global tape, and memory goes as soon as the last referen
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from . import backend
-from .errors import DeviceError, DtypeError
+from .errors import DeviceError, DtypeError, ShapeError, TapeError, UnavailableError, users_line
 
 NOTHING: dict[str, Any] = {}
 
-# What NumPy calls -> what answers here; filled by the ops as they register (see op.py).
+# What NumPy calls -> what answers here; filled by the ops as they register (see op.py), and used
+# in numpy_names.py, which says how NumPy's functions and methods take Arrays.
 numpy_names: dict[str, Callable[..., Any]] = {}
 
 
 class Array:
     """An immutable array that knows how it was made.
 
-    Make one with :func:`array`. Python's operators, NumPy's functions and indexing work on it and
-    are differentiable; ``numpy()`` (or ``np.asarray``) gives its value as a read-only view.
+    Make one with :func:`array`, which copies: ``Array(value)`` takes the memory of a native array
+    over, and nothing may write into it from then on. Python's operators, NumPy's functions and
+    indexing work on it and are differentiable; ``numpy()`` (or ``np.asarray``) gives its value as a
+    read-only view.
 
     Attributes:
         value: the native array (NumPy's on the CPU).
@@ -34,7 +37,6 @@ class Array:
     """
 
     __slots__ = ("__weakref__", "inputs", "op", "params", "serial", "value")
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -53,6 +55,11 @@ class Array:
     def forget(self) -> None:
         """Become a constant: drop the record of how this was made."""
         self.op, self.inputs, self.params, self.serial = None, (), NOTHING, 0
+
+    def constant(self) -> "Array":
+        """The same value, without derivatives."""
+        value = self.value
+        return Array(value.constant() if hasattr(value, "constant") else value)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,6 +85,26 @@ class Array:
     @property
     def T(self) -> "Array":  # noqa: N802 (NumPy's name)
         return self.transpose()
+
+    @property
+    def mT(self) -> "Array":  # noqa: N802 (NumPy's name)
+        return self.swapaxes(-1, -2)
+
+    @property
+    def real(self) -> "Array":
+        return self
+
+    def copy(self) -> "Array":
+        return self  # is immutable
+
+    def __setitem__(self, index: Any, x: Any) -> NoReturn:
+        raise UnavailableError(
+            "x[...] = y: an Array takes no item assignment, since it never changes. "
+            "Build a new one with numpy.where, numpy.concatenate or numpy.stack."
+        )
+
+    def __hash__(self) -> int:
+        raise UnavailableError("hash: an Array is unhashable. Use id(x), or a name of your own.")
 
     if TYPE_CHECKING:  # the ops attach these to the class as they register
 
@@ -115,9 +142,24 @@ class Array:
         def argmax(self, *args: Any, **kwargs: Any) -> "Array": ...
         def argmin(self, *args: Any, **kwargs: Any) -> "Array": ...
 
+    def _read(self, as_what: str) -> np.ndarray:
+        """The value on the host, which leaves the tape: every door out of it is a call of this.
+
+        Raises:
+            TapeError: the Array is being differentiated.
+            CaptureError: the value is not known while compile() traces.
+        """
+        if self.serial and self.value.__class__ in backend.namespaces:
+            raise TapeError(leaves_the_tape(f"{as_what} was asked of"))
+        return backend.to_host(self.value)
+
     def numpy(self) -> np.ndarray:
-        """The value as a NumPy array: a read-only view, or a copy from another device."""
-        view = backend.to_host(self.value).view()
+        """The value as a NumPy array: a read-only view, or a copy from another device.
+
+        Raises:
+            TapeError: the Array is being differentiated; ``stop_gradient(x).numpy()`` reads it.
+        """
+        view = self._read("a NumPy array").view()
         view.flags.writeable = False
         return view
 
@@ -125,9 +167,18 @@ class Array:
         """The only element as a Python number.
 
         Raises:
+            TapeError: the Array is being differentiated; ``stop_gradient(x).item()`` reads it.
             ValueError: there is more than one element, or none.
         """
-        return backend.to_host(self.value).item()
+        return self._read("a number").item()
+
+    def tolist(self) -> Any:
+        """The elements as Python numbers, in nested lists.
+
+        Raises:
+            TapeError: the Array is being differentiated; ``stop_gradient(x).tolist()`` reads it.
+        """
+        return self._read("a list of numbers").tolist()
 
     def __float__(self) -> float:
         return float(self.item())
@@ -135,11 +186,33 @@ class Array:
     def __int__(self) -> int:
         return int(self.item())
 
+    def __complex__(self) -> complex:
+        return complex(self.item())
+
     def __index__(self) -> int:
-        return backend.to_host(self.value).__index__()
+        return self._read("an index").__index__()
+
+    def __copy__(self) -> "Array":
+        return self  # is immutable
+
+    def __deepcopy__(self, memo: Any) -> "Array":
+        return self
+
+    def __reduce__(self) -> Any:
+        self._read("a pickle")
+        return Array, (self.value,)
 
     def __bool__(self) -> bool:
-        return bool(backend.to_host(self.value))
+        value = backend.to_host(self.value)
+        if value.size != 1:
+            raise ShapeError(
+                f"bool: an Array of shape {self.shape} has no truth value. Use x.any() or x.all()."
+            )
+        return bool(value)
+
+    def __format__(self, spec: str) -> str:
+        one = self.size == 1 and spec
+        return format(backend.to_host(self.value).item() if one else str(self), spec)
 
     def __len__(self) -> int:
         if not self.shape:
@@ -155,38 +228,20 @@ class Array:
         return repr(backend.to_host(self.value)).replace("array(", "Array(", 1)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if self.serial:
-            raise TypeError(
-                "asarray: this Array is being differentiated, and a NumPy array would lose that. "
-                "Use mamlnp's functions on it, or stop_gradient(x) first to say it is a constant."
-            )
-        if backend.namespaces.get(self.value.__class__, np) is not np:
+        if not self.serial and backend.namespaces.get(self.value.__class__, np) is not np:
             raise DeviceError(
                 f"asarray: this Array is on {self.device}, and NumPy would copy it unasked. Use "
                 "mamlnp's functions on it, or x.numpy() to copy it."
             )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *args: Any, **kwargs: Any) -> Any:
-        if method != "__call__" or kwargs or ufunc.__name__ not in numpy_names:
-            what = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
-            extra = f" with {', '.join(kwargs)}=" if kwargs else ""
-            raise TypeError(_no_numpy(f"{what}{extra}"))
-        # A comparison hands NumPy's scalars over as arrays without axes.
-        return numpy_names[ufunc.__name__](
-            *(a[()] if isinstance(a, np.ndarray) else a for a in args)
-        )
 
-    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if function.__name__ not in numpy_names:
-            raise TypeError(_no_numpy(function.__name__))
-        return numpy_names[function.__name__](*args, **kwargs)
-
-
-def _no_numpy(name: str) -> str:
+def leaves_the_tape(what: str) -> str:
+    """What to say where what is being differentiated would become plain numbers."""
     return (
-        f"numpy.{name}: has no derivative rule for Arrays. "
-        f"Available here: {', '.join(sorted(numpy_names))}."
+        f"{users_line()}: {what} an Array that is being differentiated, and its derivative would "
+        "be lost. Compute with Arrays (stack and where build new ones), or take "
+        "ml.stop_gradient(x) first to read it as a constant."
     )
 
 
@@ -202,7 +257,7 @@ def array(x: Any, dtype: Any = None, *, device: str | None = None) -> Array:
     Raises:
         DtypeError: these are not real numbers.
         DeviceError: there is no such device.
-        TypeError: x is an Array that is being differentiated.
+        TapeError: x is an Array that is being differentiated.
 
     >>> array([1.0, 2.0]) * 3
     Array([3., 6.])
@@ -212,6 +267,7 @@ def array(x: Any, dtype: Any = None, *, device: str | None = None) -> Array:
         value = native.astype(native.dtype if dtype is None else dtype, copy=True)
         return Array(value if device is None else backend.to_device(value, device))
     value = np.array(x, dtype=dtype)
+    value = value.astype(value.dtype.newbyteorder("="), copy=False)
     if value.dtype.kind not in "fiub":
         raise DtypeError(
             f"array: {value.dtype} is not a type of real numbers. "

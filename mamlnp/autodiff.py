@@ -10,18 +10,22 @@ if something older is being differentiated; otherwise it gives memory back as it
 from __future__ import annotations
 
 import builtins
+import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import tree
 from .array import NOTHING, Array
+from .backend import is_native, is_scalar
 from .draws import Draw, Drawn, one
-from .errors import DtypeError, MissingRuleError, ShapeError
+from .errors import DtypeError, MissingRuleError, ShapeError, TapeError
 from .op import Op, as_array, describe, op, recording, serials
 from .ops.elementwise import add, astype, mul, one_hot, ones_like, zeros_like
 from .ops.gather import numbering
 from .ops.reduce import sum
-from .ops.shape import concatenate, ravel, reshape, stack
+from .ops.shape import broadcast_to, concatenate, ravel, reshape, stack
 
 Tree = Any
 
@@ -62,7 +66,7 @@ def _aliases(where: str, primals: dict[int, Tree]) -> dict[int, Tree]:
 
 
 def _constant(x: Any) -> Any:
-    return Array(x.value) if isinstance(x, Array) else x
+    return Array(x.value) if isinstance(x, Array) and x.serial else x
 
 
 class _Trace:
@@ -80,6 +84,10 @@ class _Trace:
         outer, recording.on = recording.on, True
         try:
             out = f(*aliases.values())
+        except ValueError as error:
+            if isinstance(error.__cause__, TapeError):  # NumPy's words for a float(x) that failed
+                raise error.__cause__ from None
+            raise
         finally:
             recording.on = outer
         self.outputs = tree.leaves(out)
@@ -120,17 +128,21 @@ class _Trace:
         """The tape, oldest first."""
         return [self._nodes[serial] for serial in self._order]
 
-    def pull(self, cts: Sequence[Array], *, once: bool = False) -> list[Array | None]:
-        """The targets' cotangents from the first outputs'; None where none depends on a target: the
-        walk of equation 1.1 (docs).
+    def depends(self, x: Any) -> bool:
+        """Does an output depend on a target?"""
+        return isinstance(x, Array) and x.serial in self._needed
+
+    def pull(self, cts: Sequence[Array | None], *, once: bool = False) -> list[Array | None]:
+        """The targets' cotangents from the first outputs' (None for one that is left out); None
+        where none depends on a target: the walk of equation 1.1 (docs).
 
         With ``once``, nodes become constants as soon as they are done, which frees their memory.
         """
-        record = self._enclosed or any(ct.serial for ct in cts)
+        record = self._enclosed or any(ct is not None and ct.serial for ct in cts)
         once = once and not record
         sums: dict[int, Array] = {}
         for x, ct in zip(self.outputs, cts, strict=False):
-            if isinstance(x, Array) and x.serial in self._needed:
+            if ct is not None and self.depends(x):
                 sums[x.serial] = add(sums[x.serial], ct) if x.serial in sums else ct
         outer, recording.on = recording.on, recording.on and record
         try:
@@ -142,7 +154,8 @@ class _Trace:
                     node.forget()
         finally:
             recording.on = outer
-        return [sums.get(serial) for serial in self._ends]
+        found = [sums.get(serial) for serial in self._ends]
+        return found if record else [_constant(ct) for ct in found]
 
     def _spread(self, node: Array, ct: Array, sums: dict[int, Array]) -> None:
         """One step back: add what the node's rules give to its inputs' cotangents."""
@@ -151,8 +164,8 @@ class _Trace:
         for i, x in enumerate(node.inputs):
             if x.__class__ is not Array or x.serial not in self._needed:
                 continue
-            if joint:
-                part = joint[i]
+            if made_by.variadic:
+                part = joint[i] if len(joint) == len(node.inputs) else None
             elif i in made_by.rules:
                 part = made_by.rules[i](ct, node, *node.inputs, **node.params)
             elif i in made_by.data:
@@ -162,7 +175,28 @@ class _Trace:
                     f"{made_by.name}: has no rule for {made_by.arguments[i]}. "
                     f'Declare one with @{made_by.name}.vjp("{made_by.arguments[i]}").'
                 )
+            # Bytes, for to ask a shape and a type takes three times as long.
+            if part.__class__ is not Array or part.value.nbytes != x.value.nbytes:
+                raise _misfit(made_by, i, x, part)
             sums[x.serial] = add(sums[x.serial], part) if x.serial in sums else part
+
+
+def _misfit(made_by: Op, i: int, x: Array, part: Any) -> Exception:
+    """What is wrong with a rule's result."""
+    name = made_by.arguments[0 if made_by.variadic else i]
+    got, advice = describe(part), "Sum over what was broadcast (sum_to), and keep the type."
+    kind: type[Exception] = ShapeError if getattr(part, "shape", x.shape) != x.shape else DtypeError
+    if not isinstance(part, Array):
+        kind, got = DtypeError, f"{type(part).__name__} {got}"
+        advice = (
+            "Write it in mamlnp's functions, whose results are Arrays that can be differentiated."
+        )
+    if made_by.variadic:
+        advice = "Return one for each input. " + advice
+    return kind(
+        f"{made_by.name}: its rule for {name} {describe(x)} returned {got}, which is no Array of "
+        f"that shape and type. {advice}"
+    )
 
 
 def _or_zeros(cts: Sequence[Array | None], like: Sequence[Array]) -> list[Array]:
@@ -192,7 +226,7 @@ def vjp(f: Callable[..., Any], *primals: Tree) -> tuple[Tree, Callable[[Tree], t
     trace = _Trace("vjp", f, dict(enumerate(primals)))
 
     def pullback(ct: Tree) -> tuple[Tree, ...]:
-        cts = tree.leaves(tree.map(_cotangent, trace.out, ct))
+        cts = tree.leaves(tree.map(_fitted("vjp: the cotangent", "output"), trace.out, ct))
         return tree.unflatten(primals, _or_zeros(trace.pull(cts), trace.targets))
 
     return trace.out, pullback
@@ -208,14 +242,32 @@ def tape(f: Callable[..., Any], *primals: Tree) -> tuple[Tree, list[Array]]:
     return trace.out, trace.nodes
 
 
-def _cotangent(x: Any, ct: Any) -> Array:
-    x, ct = as_array(x), as_array(ct)
-    if ct.shape != x.shape:
-        raise ShapeError(
-            f"vjp: the cotangent {describe(ct)} is for an output {describe(x)}. "
-            "Pass one of the output's shape."
-        )
-    return astype(ct, x.dtype)
+def _fitted(what: str, of: str) -> Callable[[Any, Any], Array]:
+    """A check that a cotangent, or a tangent, has the shape of what it is for."""
+
+    def fitted(x: Any, t: Any) -> Array:
+        x, t = as_array(x), as_array(t)
+        if t.shape != x.shape:
+            raise ShapeError(
+                f"{what} {describe(t)} is for an {of} {describe(x)}. Pass one of the {of}'s shape."
+            )
+        return astype(t, x.dtype)
+
+    return fitted
+
+
+def _of_chosen(
+    f: Callable[..., Any], chosen: tuple[int, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[..., Any]:
+    """f as a function of the chosen arguments alone."""
+
+    def of_chosen(*parts: Any) -> Any:
+        full = list(args)
+        for i, part in zip(chosen, parts, strict=True):
+            full[i] = part
+        return f(*full, **kwargs)
+
+    return of_chosen
 
 
 def value_and_grad(
@@ -232,10 +284,11 @@ def value_and_grad(
             ``has_aux`` to (scalar, a tree of anything).
         argnums: which arguments to differentiate by; a tuple gives a tuple of gradients.
         has_aux: whether f returns a second thing, which is handed through.
-        strict: raise if f does not depend on a leaf, instead of giving zeros.
+        strict: raise if f does not depend on a leaf, instead of giving zeros: neither does what it
+            reaches only through argmax, a comparison, sign or another op without a derivative.
 
     Raises:
-        ShapeError: f's result is not a scalar.
+        ShapeError: f's result has not one element.
         DtypeError: a leaf to differentiate by is not a float.
         MissingRuleError: strict, and a leaf is unused; it is named.
 
@@ -246,13 +299,12 @@ def value_and_grad(
     chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def differentiated(*args: Any, **kwargs: Any) -> Any:
-        def of_chosen(*parts: Any) -> Any:
-            full = list(args)
-            for i, part in zip(chosen, parts, strict=True):
-                full[i] = part
-            out = f(*full, **kwargs)
+        of_chosen = _of_chosen(f, chosen, args, kwargs)
+
+        def scalar(*parts: Any) -> Any:
+            out = of_chosen(*parts)
             value = as_array(out[0] if has_aux else out)
-            if value.shape != ():
+            if value.size != 1:
                 raise ShapeError(
                     f"grad: the function returned {describe(value)}, not a scalar. "
                     "Sum it, or use vjp or jacobian."
@@ -260,7 +312,7 @@ def value_and_grad(
             return (value, out[1]) if has_aux else value
 
         primals = {i: args[i] for i in chosen}
-        trace = _Trace("grad", of_chosen, primals)
+        trace = _Trace("grad", scalar, primals)
         value = trace.out[0] if has_aux else trace.out
         cts = trace.pull([ones_like(value)], once=True)
         if strict:
@@ -307,15 +359,16 @@ def jvp(f: Callable[..., Any], primals: Sequence[Tree], tangents: Sequence[Tree]
     The pullback u -> u'J is linear in u, so its own pullback of t is J t (docs, equation 1.4): one
     rule an op is enough. Of grad(f) it is a Hessian-vector product (equation 3.2).
 
+    Raises:
+        ShapeError: a tangent has another shape than its primal.
+
     >>> jvp(lambda x: x**3, (2.0,), (1.0,))
     (Array(8.), Array(12.))
     """
+    tangents = tree.map(_fitted("jvp: the tangent", "argument"), tuple(primals), tuple(tangents))
     out, pullback = vjp(f, *primals)
     _, transposed = vjp(lambda u: pullback(u), tree.map(zeros_like, out))
-    (tangent,) = transposed(tuple(tangents))
-    # The first tape is older than the second, which therefore recorded; outermost, in vain.
-    enclosed = any(getattr(x, "serial", 0) for x in tree.leaves([out, *tangents]))
-    return out, tangent if enclosed else tree.map(_constant, tangent)
+    return out, transposed(tangents)[0]
 
 
 def hvp(f: Callable[..., Any], primal: Tree, tangent: Tree) -> Tree:
@@ -326,50 +379,90 @@ def hvp(f: Callable[..., Any], primal: Tree, tangent: Tree) -> Tree:
         primal: where.
         tangent: v, a tree like primal.
 
+    Raises:
+        ShapeError: a leaf of the tangent has another shape than the primal's.
+
     >>> from mamlnp import array
     >>> hvp(lambda x: (x**3).sum(), array([1.0, 2.0]), array([1.0, 10.0]))
     Array([  6., 120.])
     """
-    return grad(lambda x: dot(grad(f)(x), tangent))(primal)
+    v = tree.map(_fitted("hvp: the tangent", "argument"), primal, tangent)
+    return grad(lambda x: dot(grad(f)(x), v))(primal)
 
 
 def dot(a: Tree, b: Tree) -> Array:
     """The inner product of two trees: the sum over all leaves of elementwise products.
 
+    Raises:
+        ShapeError: two leaves have different shapes.
+
     >>> dot({"w": 2.0, "b": (1.0, 1.0)}, {"w": 3.0, "b": (4.0, 5.0)})
     Array(15.)
     """
-    return builtins.sum(tree.leaves(tree.map(lambda x, y: sum(mul(x, y)), a, b)))
+
+    def product(x: Any, y: Any) -> Array:
+        if getattr(x, "shape", ()) != getattr(y, "shape", ()):
+            raise ShapeError(
+                f"dot: {describe(x)} and {describe(y)} have different shapes. Pass trees whose "
+                "leaves have the same."
+            )
+        return sum(mul(x, y))
+
+    return builtins.sum(tree.leaves(tree.map(product, a, b)))
 
 
-def jacobian(f: Callable[..., Any], argnums: int = 0) -> Callable[..., Any]:
-    """A function that gives all derivatives of one Array by one Array, row by row.
+def jacobian(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
+    """A function that gives all derivatives of f's results by its arguments, row by row.
 
-    The result has the output's shape followed by the argument's.
+    The result is a tree like f's; in the place of each of its Arrays is a tree like the argument
+    (for a tuple of argnums a tuple of such trees), whose leaves have the result's shape followed by
+    the argument's.
+
+    Args:
+        f: from trees of Arrays (and anything else at other positions) to a tree of Arrays.
+        argnums: which arguments to differentiate by.
+
+    Raises:
+        DtypeError: a leaf to differentiate by is not a float.
 
     >>> from mamlnp import array
     >>> jacobian(lambda x: x * x)(array([1.0, 2.0]))
     Array([[2., 0.],
            [0., 4.]])
+    >>> jacobian(lambda p, x: {"y": p["w"] * x}, argnums=(0, 1))({"w": 3.0}, 2.0)
+    {'y': ({'w': Array(2.)}, Array(3.))}
     """
+    chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
-    def differentiated(*args: Any) -> Array:
-        def of_chosen(x: Array) -> Any:
-            full = list(args)
-            full[argnums] = x
-            return f(*full)
+    def differentiated(*args: Any, **kwargs: Any) -> Tree:
+        of_chosen = _of_chosen(f, chosen, args, kwargs)
+        primals = {i: args[i] for i in chosen}
+        trace = _Trace("jacobian", lambda *parts: tree.map(as_array, of_chosen(*parts)), primals)
 
-        x = as_array(args[argnums])
-        out, pullback = vjp(of_chosen, x)
-        basis = one_hot(ravel(numbering(out)), num_classes=out.size, dtype=out.dtype)
-        rows = [pullback(reshape(row, out.shape))[0] for row in basis]
-        return reshape(stack(rows), (*out.shape, *x.shape))
+        def by_all(place: int, y: Array) -> Tree:
+            basis: Any = ()
+            if trace.depends(trace.outputs[place]):
+                basis = one_hot(ravel(numbering(y)), num_classes=y.size, dtype=y.dtype)
+            cts = ([*(None,) * place, reshape(row, y.shape)] for row in basis)
+            rows = [_or_zeros(trace.pull(ct), trace.targets) for ct in cts]
+            found = [
+                reshape(stack([row[i] for row in rows]), (*y.shape, *x.shape))
+                if rows
+                else broadcast_to(zeros_like(x), (*y.shape, *x.shape))
+                for i, x in enumerate(trace.targets)
+            ]
+            by_each = tree.unflatten(primals, found)
+            return by_each[argnums] if isinstance(argnums, int) else tuple(by_each.values())
+
+        places = itertools.count()
+        return tree.map(lambda y: by_all(next(places), y), trace.out)
 
     return differentiated
 
 
-def hessian(f: Callable[..., Any], argnums: int = 0) -> Callable[..., Any]:
-    """A function that gives all second derivatives of a scalar function by one Array.
+def hessian(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
+    """A function that gives all second derivatives of a scalar function: the Jacobian of its
+    gradient, a tree like the argument of trees like it.
 
     >>> from mamlnp import array
     >>> hessian(lambda x: x[0] * x[1])(array([3.0, 4.0]))
@@ -385,31 +478,185 @@ def stop_gradient(x: Tree) -> Tree:
     >>> grad(lambda x: x * stop_gradient(x))(3.0)
     Array(3.)
     """
-    return tree.map(lambda leaf: Array(as_array(leaf).value), x)
+    return tree.map(lambda leaf: as_array(leaf).constant(), x)
 
 
-def _draw_rerun(d: Draw) -> Drawn:
+def _draw_custom(d: Draw) -> Drawn:
+    def f(a: Array, b: Array) -> Array:
+        return a * a * b
+
+    def rule(ct: Array, out: Array, *arrays: Array) -> tuple[Array, ...]:
+        return vjp(f, *arrays)[1](ct)
+
     shape = d.shape()
-    return (d.array(shape), d.array(shape)), {"f": lambda a, b: a * a * b}
+    return (d.array(shape), d.array(shape)), {"f": f, "rule": rule}
 
 
-@op(draw=_draw_rerun)
-def rerun(xp: Any, *arrays: Any, f: Callable[..., Array]) -> Any:
-    """f of the arrays, remembering only the arrays: its rule runs f again to differentiate it."""
+@op(draw=_draw_custom, tails="those of its own rule")
+def custom(
+    xp: Any, *arrays: Any, f: Callable[..., Array], rule: Callable[..., Sequence[Array | None]]
+) -> Any:
+    """f of the arrays as one operation, remembering only the arrays; its rule is given too."""
     return f(*map(Array, arrays)).value
 
 
-@rerun.vjp("arrays")
-def _(ct: Array, out: Array, *arrays: Array, f: Callable[..., Array]) -> tuple[Array, ...]:
-    return vjp(f, *map(anew, arrays))[1](ct)
+@custom.vjp("arrays")
+def _(
+    ct: Array, out: Array, *arrays: Array, f: Any, rule: Callable[..., Any]
+) -> Sequence[Array | None]:
+    return rule(ct, out, *arrays)
+
+
+def _is_array(x: Any) -> bool:
+    return x.__class__ is Array or (is_native(x) and not is_scalar(x))
+
+
+def _filled(trees: Tree, places: Sequence[int]) -> Callable[[Sequence[Any]], Tree]:
+    """A function that gives the tree with new leaves in these places."""
+    leaves, blank = tree.leaves(trees), tree.map(lambda _: 0, trees)
+
+    def filled(new: Sequence[Any]) -> Tree:
+        changed = dict(zip(places, new, strict=True))
+        return tree.unflatten(blank, [changed.get(i, x) for i, x in enumerate(leaves)])
+
+    return filled
+
+
+class custom_vjp:  # noqa: N801 (stands where a function does)
+    """f with a derivative rule of its own, which replaces those of what f is made of.
+
+    f runs on constants, so it may leave the tape: iterate until it converges, call SciPy. The rule
+    is declared with ``@f.vjp`` and called as ``rule(ct, out, *args)``: the result's cotangent, the
+    result, the arguments. It gives a tuple with a cotangent like each argument, or None for one on
+    which f does not depend. Written in mamlnp's functions of Arrays, it is differentiated in its
+    turn, so that derivatives of every order exist (docs, equation 2.6, for an implicit function).
+
+    Args:
+        f: from trees of Arrays to a tree of float Arrays. What else is in its arguments (numbers,
+            strings, functions), and every keyword argument, is static: f and the rule get it as it
+            is. What is to be differentiated must come in as an argument.
+
+    Raises:
+        MissingRuleError: (when called) f has no rule, or closes over an Array that is being
+            differentiated.
+        ShapeError, DtypeError: (when pulled back) the rule returned what is no cotangent of an
+            argument; the message names it.
+
+    >>> import numpy as np
+    >>> @custom_vjp
+    ... def cube_root(x):
+    ...     return np.cbrt(np.asarray(x))
+    >>> @cube_root.vjp
+    ... def _(ct, out, x):  # of out**3 = x
+    ...     return (ct / (3 * out**2),)
+    >>> cube_root(8.0), grad(cube_root)(8.0), grad(grad(cube_root))(1.0)
+    (Array(2.), Array(0.08333333), Array(-0.22222222))
+    """
+
+    def __init__(self, f: Callable[..., Any], where: str = "custom_vjp") -> None:
+        functools.update_wrapper(self, f)
+        self._f, self._where = f, where
+        self._rule: Callable[..., Any] | None = None
+
+    def vjp(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Declare the rule."""
+        self._rule = rule
+        return rule
+
+    def __call__(self, *args: Any, **static: Any) -> Tree:
+        places = [i for i, x in enumerate(tree.leaves(args)) if _is_array(x)]
+        arrays = tuple(as_array(x) for x in tree.leaves(args) if _is_array(x))
+        filled = _filled(args, places)
+        blank: Tree = None
+        shapes: list[tuple[int, ...]] = []  # of the leaves of f's result, which is like blank
+
+        def joined(*new: Array) -> Array:
+            nonlocal blank
+            out = tree.map(as_array, self._f(*filled(new), **static))
+            leaves = tree.leaves(out)
+            for x in leaves:
+                self._check(x)
+            blank, shapes[:] = tree.map(lambda _: 0, out), [x.shape for x in leaves]
+            return leaves[0] if len(leaves) == 1 else concatenate([ravel(x) for x in leaves])
+
+        def parted(x: Array) -> Tree:
+            if len(shapes) == 1:
+                return tree.unflatten(blank, [x])
+            stops = itertools.accumulate(map(math.prod, shapes))
+            parts = (x[stop - math.prod(s) : stop] for s, stop in zip(shapes, stops, strict=True))
+            return tree.unflatten(blank, map(reshape, parts, shapes))
+
+        def rule(ct: Array, out: Array, *new: Array) -> list[Any]:
+            full = filled(new)
+            if self._rule is None:
+                raise MissingRuleError(f"{self._name()} has no rule. Declare it with @f.vjp.")
+            return self._checked(full, self._rule(parted(ct), parted(out), *full, **static))
+
+        params = {"f": joined, "rule": rule}
+        if any(getattr(x.value, "level", 0) for x in arrays):  # vmap, which goes one by one
+            return parted(custom.apply(arrays, params))
+        out = joined(*map(_constant, arrays))
+        if recording.on and any(x.serial for x in arrays):
+            out = Array(out.value, custom, arrays, params, next(serials))
+        return parted(out)
+
+    def _check(self, out: Array) -> None:
+        """Is a result of f a float, and does it depend on nothing but arguments?"""
+        if out.serial:
+            raise MissingRuleError(
+                f"{self._where}: the function closes over an Array that is being differentiated. "
+                "Pass it as an argument."
+            )
+        if out.dtype.kind != "f":
+            raise DtypeError(
+                f"{self._where}: the function returned {describe(out)}. Return floats alone."
+            )
+
+    def _name(self) -> str:
+        return f"{self._where}: {getattr(self._f, '__name__', repr(self._f))}"
+
+    def _checked(self, args: tuple[Any, ...], cts: Any) -> list[Any]:
+        """The cotangents of the arrays in the arguments.
+
+        Raises:
+            ShapeError, DtypeError: they are not like the arguments.
+        """
+        if not isinstance(cts, tuple) or len(cts) != len(args):
+            raise ShapeError(
+                f"{self._name()}: its rule returned {_outline(cts)}. Return a tuple with a "
+                f"cotangent for each argument, of which there are {len(args)}."
+            )
+        found = []
+        for i, (arg, ct) in enumerate(zip(args, cts, strict=True)):
+            given, like = (dict(tree.items(x, f"[{i}]")) for x in (ct, arg))
+            for path, x in like.items():
+                if not _is_array(x):
+                    continue
+                part = zeros_like(x) if ct is None else given.get(path)
+                fits = given.keys() <= like.keys() and _outline(part) == _outline(x)
+                if x.dtype.kind == "f" and not fits:
+                    part = ct if part is None else part
+                    same = getattr(part, "shape", None) == x.shape
+                    raise (DtypeError if same else ShapeError)(
+                        f"{self._name()}: its rule returned {_outline(part)} for argument {path}, "
+                        f"which is {_outline(x)}. Return a tree like the argument, or None for one "
+                        "on which the function does not depend."
+                    )
+                found.append(part)
+        return found
+
+
+def _outline(x: Any) -> str:
+    kind = type(x).__name__
+    return f"{kind} {describe(x)}" if hasattr(x, "dtype") else kind
 
 
 def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
     """f with less memory and more time: nothing inside it is kept, it runs again when pulled back.
 
     Args:
-        f: from trees of float Arrays to a tree of float Arrays. What is to be differentiated must
-            come in as an argument.
+        f: from trees of Arrays to a tree of float Arrays. What is to be differentiated must come in
+            as an argument.
 
     Raises:
         MissingRuleError: (when called) f closes over an Array that is being differentiated.
@@ -417,30 +664,19 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
     >>> grad(checkpoint(lambda x: x**3))(2.0)
     Array(12.)
     """
+    saved = custom_vjp(f, "checkpoint")
 
-    def checkpointed(*args: Tree) -> Tree:
-        arrays = [as_array(x) for x in tree.leaves(args)]
-        empty = tree.map(lambda _: 0, args)
+    @saved.vjp
+    def _(ct: Tree, out: Tree, *args: Tree, **static: Any) -> tuple[Tree, ...]:
+        leaves = tree.leaves(args)
+        places = [i for i, x in enumerate(leaves) if _is_array(x) and x.dtype.kind == "f"]
+        filled = _filled(args, places)
+        again = vjp(lambda *new: f(*filled(new), **static), *(anew(leaves[i]) for i in places))
+        return filled(again[1](ct))
 
-        def flat(*leaves: Array) -> Array:
-            out = tree.leaves(f(*tree.unflatten(empty, leaves)))
-            return concatenate([ravel(x) for x in out])
-
-        constants = tree.unflatten(empty, [Array(x.value) for x in arrays])
-        trace = _Trace("checkpoint", f, dict(enumerate(constants)))
-        if trace.encloses:
-            raise MissingRuleError(
-                "checkpoint: the function closes over an Array that is being differentiated. "
-                "Pass it as an argument."
-            )
-        if not (recording.on and any(x.serial for x in arrays)):
-            return trace.out
-        value = concatenate([ravel(x) for x in tree.leaves(trace.out)])
-        packed = Array(value.value, rerun, tuple(arrays), {"f": flat}, next(serials))
-        out, start = [], 0
-        for x in tree.leaves(trace.out):
-            out.append(reshape(packed[start : start + x.size], x.shape))
-            start += x.size
-        return tree.unflatten(trace.out, out)
+    @functools.wraps(f)
+    def checkpointed(*args: Tree, **static: Any) -> Tree:
+        mapped = any(getattr(getattr(x, "value", x), "level", 0) for x in tree.leaves(args))
+        return (f if mapped else saved)(*args, **static)  # vmap keeps what is inside
 
     return checkpointed

@@ -27,13 +27,16 @@ class Row(NamedTuple):
 
     Attributes:
         name: what was checked.
-        errors: the largest relative error of order 1, 2, ...; empty if there is no derivative.
-        passed: whether all were within tolerance.
+        errors: the largest relative error of order 1, 2, ...; empty if there is none to give.
+        verdict: the worst of its comparisons' (see :class:`mamlnp.gradcheck.Comparison`), or "not
+            compared" of what is not differentiable.
+        passed: whether nothing is wrong or undecided.
         note: the failure, or what else there is to say.
     """
 
     name: str
     errors: list[float]
+    verdict: str
     passed: bool
     note: str
 
@@ -63,18 +66,18 @@ def _row(name: str, order: int, trials: list[Callable[[], Report]]) -> Row:
         try:
             report = trial()
         except GradientError as error:
-            return Row(name, [], False, str(error))
+            return Row(name, [], error.verdict, False, str(error))
         errors = [max(e, report.error(k)) for k, e in enumerate(errors, 1)]
         kinks += report.kinks
         notes |= report.notes
-    said = [f"{kinks} kinks redrawn"] if kinks else []
+    said = [f"{kinks} differences left out at kinks"] if kinks else []
     said += [f"{what} differs by {value:.1e}" for what, value in notes.items()]
-    return Row(name, errors, True, ", ".join(said))
+    return Row(name, errors, "right", True, ", ".join(said))
 
 
 def _op_row(op: Op, order: int) -> Row:
     if not op.differentiable:
-        return Row(op.name, [], True, "not differentiable, by declaration")
+        return Row(op.name, [], "not compared", True, "not differentiable, by declaration")
 
     def trial(seed: int) -> Report:
         args, params = op.draw(Draw(np.random.default_rng(seed)))

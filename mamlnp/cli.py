@@ -1,5 +1,6 @@
 """usage: mamlnp COMMAND ...
 
+    train strokes        meta-train a convolutional network on made-up handwriting: no download
     train sine           meta-train a small network on sine waves (Finn et al. 2017, section 5.1)
     train omniglot       meta-train a convolutional network on handwritten characters (section 5.2)
     train miniimagenet   the same on photographs, in one of mini-ImageNet's layouts
@@ -15,7 +16,7 @@
     verify DIR FILE      are these meta-gradients right, and if not, what is the mistake?
     check [FUNCTION]     check every derivative rule, every layer and the meta-gradient, or a
                          function of your own
-    graph sine           draw the tape of a tiny network, stage by stage
+    graph sine           draw the tape of a tiny network, stage by stage (with Graphviz)
     landscape            plot the query loss around theta, with both meta-gradients' directions
     figures [DIR]        make every figure of the documentation
     --version [-v]       the version; with -v all that results and their speed depend on
@@ -26,18 +27,22 @@ mamlnp COMMAND --help explains a command's options.
 from __future__ import annotations
 
 import csv
+import difflib
 import functools
 import importlib
 import inspect
+import io
 import json
 import os
 import re
 import reprlib
+import shlex
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,14 +54,31 @@ from .backend import using_device
 from .backend.generated import cache_folder
 from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_kernels
 from .errors import DataError, DeviceError, GradientError, MissingPackageError
-from .experiments import EXPERIMENTS, PLACES, command, experiment, reinforcement, sine
-from .experiments.loop import Interrupted, check_settings
+from .experiments import (
+    EXPERIMENTS,
+    PLACES,
+    command,
+    elsewhere,
+    experiment,
+    reinforcement,
+    sine,
+)
+from .experiments.classification import Elsewhere
+from .experiments.loop import Interrupted, check_settings, diverged
 from .experiments.scores import as_records
 from .gradcheck import check_grads
 from .learner import BATCH_NORM, BatchNorm, Classifier
 from .op import Op
 from .ranks import Ranks, world
-from .runs import EVALUATION, atomic_write, create_run, open_run, versions
+from .runs import (
+    EVALUATION,
+    atomic_write,
+    check_file,
+    check_folder,
+    create_run,
+    open_run,
+    versions,
+)
 from .tasks import counted_rng
 from .tasks.folder import read_query, read_support
 from .tasks.sinusoid import Sinusoids
@@ -78,23 +100,29 @@ class RunOptions:
 @dataclass(frozen=True)
 class Evaluate:
     """Score a run's best parameters on test tasks; the rows go to evaluation.json in its folder
-    (by other statistics than transductive ones: evaluation-support.json, -per-query.json).
+    (by other statistics than transductive ones: evaluation-support.json, -per-query.json; on other
+    classes: evaluation-omniglot.json).
 
     Attributes:
-        run: the run's folder.
+        run: a run's folder, an exported file, or the name of an initialisation that comes with
+            mamlnp, such as omniglot-5w1s, which is made a run of in the folder runs.
         json: write the rows here too.
         tasks: how many test tasks; 600 if not given, of reinforcement learning 200.
+        on: score it on the held-out classes of another experiment, such as a run of strokes on
+            those of omniglot.
         data: where the data set is, if not where it was in training.
         device: where to compute, "cpu" or "cuda"; as in training if not given.
         batch_norm: whose statistics normalise the query images: all queries' together
             ("transductive", as in the paper's code, if not given), the "support" set's, or each
             query's own ("per-query").
-        baselines: score fine-tuning from random weights and the nearest neighbour on pixels too.
+        baselines: score fine-tuning from random weights and the nearest neighbour on pixels too;
+            18 ways to fine-tune are tried on all validation tasks, which takes its time.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[str]
     json: Path | None = None
     tasks: int | None = None
+    on: str | None = None
     data: Path | None = None
     device: Literal["cpu", "cuda"] | None = None
     batch_norm: BatchNorm | None = None
@@ -264,7 +292,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv is None:
         restart_with_better_kernels()
     keep_memory()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be none in its encoding
+            utf8 = stream.encoding.lower().replace("-", "") == "utf8" and os.name != "nt"
+            stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+    with warnings.catch_warnings():
+        warnings.showwarning = functools.partial(_warned, warnings.showwarning)
+        _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _warned(usual: Any, message: Any, category: Any, *where: Any, **more: Any) -> None:
+    """What the library warns of, as a line without the place in its code."""
+    if category is not UserWarning:
+        usual(message, category, *where, **more)
+    elif world().writes:
+        print("mamlnp:", f"{message}".removeprefix("mamlnp: "), file=sys.stderr, flush=True)
+
+
+def _run(arguments: list[str]) -> None:
     try:
         if arguments[:1] != ["train"] and world().size > 1:
             raise DataError(
@@ -278,11 +323,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print("mamlnp", versions()["mamlnp"])
             case ["--version" | "-V", "-v" | "--verbose"]:
                 print("\n".join(f"{name:18} {value}" for name, value in _machine().items()))
+            case ["train"] | ["train", "--help" | "-h", *_]:
+                lines = __doc__.splitlines()
+                print("usage: mamlnp train EXPERIMENT ...\n")
+                print("\n".join(lines[2 : next(n for n, x in enumerate(lines) if "evaluate" in x)]))
+                print("\nmamlnp train EXPERIMENT --help explains its options.")
             case ["train", name, *options] if name in EXPERIMENTS:
                 _train(name, options)
             case ["train", *_]:
                 raise DataError(
-                    f"train: {' '.join(arguments[1:2]) or 'nothing'} is not an experiment. "
+                    f"train: {arguments[1]} is not an experiment. "
                     f"Pass one of: {', '.join(EXPERIMENTS)}."
                 )
             case ["evaluate", *options]:
@@ -293,10 +343,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 _render(_parsed(Render, "mamlnp render", options))
             case ["export", *options]:
                 asked = _parsed(Export, "mamlnp export", options)
+                check_file(asked.file)
                 initialisations.export(open_run(asked.run), asked.file)
                 print(f"{asked.file}: written.")
             case ["vectors", *options]:
                 wanted = _parsed(Vectors, "mamlnp vectors", options)
+                check_folder(wanted.folder)
                 print(conformance.write(wanted.folder, wanted.seed))
             case ["verify", *options]:
                 given = _parsed(Verify, "mamlnp verify", options)
@@ -305,11 +357,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 sys.exit(0 if found.right else 1)
             case ["graph", *options]:
                 picture = _parsed(Graph, "mamlnp graph", options)
+                check_file(picture.out)
                 print(graph.draw(graph.sine(picture.order), picture.out))
             case ["landscape", *options]:
                 _look(_parsed(Look, "mamlnp landscape", options))
             case ["figures", *options]:
-                for line in figures.all_figures(_parsed(Figures, "mamlnp figures", options).folder):
+                folder = _parsed(Figures, "mamlnp figures", options).folder
+                check_folder(folder)
+                for line in figures.all_figures(folder):
                     print(line, flush=True)
             case ["check", *options]:
                 sys.exit(_check(_parsed(Check, "mamlnp check", options)))
@@ -357,7 +412,18 @@ def _said(line: str, status: int) -> int:
 
 
 def _parsed(kind: Any, prog: str, options: list[str]) -> Any:
-    return tyro.cli(kind, prog=prog, args=options, config=(tyro.conf.OmitArgPrefixes,))
+    return _at_home(tyro.cli(kind, prog=prog, args=options, config=(tyro.conf.OmitArgPrefixes,)))
+
+
+def _at_home(asked: Any) -> Any:
+    """What was asked for, where ~ in a path is the user's home: of --data=~/images the shell makes
+    nothing."""
+    if isinstance(asked, Path):
+        return Path(os.path.expanduser(asked))
+    if is_dataclass(asked) and not isinstance(asked, type):
+        values = {name: _at_home(value) for name, value in vars(asked).items()}
+        return replace(asked, **{k: v for k, v in values.items() if v is not getattr(asked, k)})
+    return asked
 
 
 def _train(name: str, options: list[str]) -> None:
@@ -366,8 +432,10 @@ def _train(name: str, options: list[str]) -> None:
     presets = getattr(module, "PRESETS", {})
     if presets and (preset := _value_of("--preset", options)) is not None:
         if preset not in presets:
+            near = difflib.get_close_matches(preset, presets, 4, 0) or list(presets)
             raise DataError(
-                f"--preset: there is no {preset!r} of {name}. Pass one of: {', '.join(presets)}."
+                f"--preset: there is no {preset!r} of {name}. Near it are {', '.join(near)}; "
+                f"mamlnp train {name} --help tells how the {len(presets)} are named."
             )
         default = presets[preset]
     if (folder := _value_of("--resume", options)) is not None:
@@ -383,12 +451,19 @@ def _train(name: str, options: list[str]) -> None:
     paths = {k: v.absolute() for k, v in vars(asked.config).items() if isinstance(v, Path)}
     config = replace(asked.config, **paths)
     kept = {k: v for k, v in vars(default).items() if k in PLACES}
-    if resumed is not None and replace(config, **kept) != default:
+    if resumed is not None and (other := replace(config, **kept)) != default:
+        given = ", ".join(
+            f"--{key.replace('_', '-')} {value} (the run has {getattr(default, key)})"
+            for key, value in vars(other).items()
+            if value != getattr(default, key)
+        )
         raise DataError(
             f"{resumed.path}: a resumed run keeps its settings but {' and '.join(PLACES)}, and "
-            "others were given. Leave them out, or begin a new run."
+            f"others were given: {given}. Leave them out, or begin a new run."
         )
     check_settings(config)
+    if resumed is None:  # found out before the data are read
+        check_folder(asked.run.out or Path("runs"), empty=asked.run.out is not None)
     ranks = world()
     card = ranks.local_rank if ranks.size > 1 else None
     with using_device(getattr(config, "device", "cpu"), card):
@@ -399,15 +474,19 @@ def _train(name: str, options: list[str]) -> None:
             reinforcement.beginning(config, data)  # so that a wrong one leaves no run behind
         run = resumed or ranks.told(lambda: create_run(name, config, asked.run.out))
         if ranks.writes:
-            facts = {**config.describe(), **versions(), "command": command(run), "run": run.path}
+            again = command(run)
+            if getattr(config, "data", None) is not None:
+                again += f" --data {shlex.quote(os.fspath(config.data))}"
+            facts = {**config.describe(), **versions(), "command": again, "run": run.path}
             if ranks.size > 1:
                 facts["processes"] = f"{ranks.size}, {ranks.threads} threads each"
-                again = f"mpiexec -n {ranks.size} mamlnp train {name} --resume {run.path}"
-                facts["if one is lost"] = f"go on from the last checkpoint with: {again}"
+                go_on = f"mpiexec -n {ranks.size} mamlnp train {name} --resume {run.path}"
+                facts["if one is lost"] = f"go on from the last checkpoint with: {go_on}"
             print("\n".join(f"{key:18} {value}" for key, value in facts.items()), flush=True)
         module.train(config, run, data, resume=resumed is not None)
     if ranks.writes:
-        print(f"done. Score it with: mamlnp evaluate {run.path}")
+        wrong = diverged(run)
+        print(f"{wrong or 'done.'} Score it with: mamlnp evaluate {run.path}")
 
 
 def _value_of(option: str, options: list[str]) -> str | None:
@@ -420,24 +499,34 @@ def _value_of(option: str, options: list[str]) -> str | None:
 
 
 def _evaluate(asked: Evaluate) -> None:
-    run = open_run(asked.run)
+    run = initialisations.as_run(asked.run)
     if asked.tasks is not None and asked.tasks < 2:
         raise DataError(f"--tasks: {asked.tasks} give no interval. Pass at least 2.")
     module = experiment(run.experiment, run.path)
-    how = {"tasks": asked.tasks, "batch_norm": asked.batch_norm, "baselines": asked.baselines}
-    how = {name: value for name, value in how.items() if value}
+    options = ("tasks", "batch_norm", "baselines", "on")
+    how: dict[str, Any] = {name: given for name in options if (given := getattr(asked, name))}
     for name in how.keys() - inspect.signature(module.evaluate).parameters.keys():
         option = name.replace("_", "-")
         raise DataError(f"--{option}: not of {run.experiment}. Leave it out.")
     config = run.config_as(module.Config)
+    scored_on = elsewhere(run, asked.on) if asked.on else Elsewhere(run.experiment, config)
     if asked.data is not None:
-        if not hasattr(config, "data"):
-            raise DataError(f"--data: {run.experiment} has none. Leave it out.")
-        config = replace(config, data=asked.data)
+        if not hasattr(scored_on.config, "data"):
+            raise DataError(f"--data: {scored_on.experiment} has none. Leave it out.")
+        scored_on = scored_on._replace(config=replace(scored_on.config, data=asked.data))
     if asked.device == "cuda" and not hasattr(config, "device"):
         raise DataError(f"--device: {run.experiment} is computed on the CPU. Leave it out.")
+    stored = run.path / EVALUATION
+    if asked.on:
+        stored = stored.with_stem(f"{stored.stem}-{asked.on}")
+    if asked.batch_norm not in (None, "transductive"):
+        stored = stored.with_stem(f"{stored.stem}-{asked.batch_norm}")
+    for path in (written := list(filter(None, (stored, asked.json)))):
+        check_file(path)
     with using_device(str(asked.device or getattr(config, "device", "cpu"))):
-        table, text = module.evaluate(config, run, module.load(config), **how)
+        data = EXPERIMENTS[scored_on.experiment].load(scored_on.config)
+        other = {"on": scored_on} if asked.on else {}
+        table, text = module.evaluate(config, run, data, **how | other)
         print(text)
         record = {
             "command": command(run),
@@ -447,10 +536,7 @@ def _evaluate(asked: Evaluate) -> None:
             "wall_seconds": run.load().meta["wall_seconds"],
             "rows": as_records(table),
         }
-    stored = run.path / EVALUATION
-    if asked.batch_norm not in (None, "transductive"):
-        stored = stored.with_stem(f"{stored.stem}-{asked.batch_norm}")
-    for path in filter(None, (stored, asked.json)):
+    for path in written:
         _write_json(path, record)
 
 
@@ -460,6 +546,7 @@ def _adapt(asked: Adapt) -> None:
         raise DataError(f"{asked.run}: does not classify images. Pass a run of another experiment.")
     if asked.steps is not None and asked.steps < 1:
         raise DataError(f"--steps: {asked.steps} adapt nothing. Pass at least 1.")
+    check_file(asked.out)
     size, _, channels = model.input_shape
     images, labels, names = read_support(asked.support, size=size, channels=channels)
     if len(names) > model.outputs:
@@ -478,7 +565,7 @@ def _adapt(asked: Adapt) -> None:
     )
     with (
         atomic_write(asked.out) as partial,
-        partial.open("w", encoding="utf-8", newline="") as file,
+        partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["image", "class", "probability", *names])
@@ -499,6 +586,7 @@ def _render(asked: Render) -> None:
         raise DataError(f"--out: {asked.out} is no film. End it with {' or '.join(film.ENDINGS)}.")
     if asked.steps < 0:
         raise DataError(f"--steps: {asked.steps} are less than none. Pass 0 or more.")
+    check_file(asked.out)
     text = film.shoot(agent, asked.out, task=asked.task, steps=asked.steps, seed=asked.seed)
     print(f"{text}\nwritten to {asked.out}")
 
@@ -508,6 +596,7 @@ def _look(asked: Look) -> None:
         if not getattr(asked, name) > 0:
             option = name.replace("_", "-")
             raise DataError(f"--{option}: {getattr(asked, name)}. Pass a positive number.")
+    check_file(asked.out)
     title, params = "untrained", sine.initial_params(sine.Config(seed=asked.seed))
     if asked.run is not None:
         learner = initialisations.load(asked.run)
@@ -534,6 +623,8 @@ def _check(asked: Check) -> int:
     """Print a row for everything checked; 1 if anything failed."""
     if not 1 <= asked.order <= 3:
         raise DataError(f"--order: {asked.order} is not an order to check. Pass 1, 2 or 3.")
+    if asked.json is not None:
+        check_file(asked.json)
     if asked.function is not None:
         return _check_function(asked)
     orders = range(1, asked.order + 1)
@@ -542,19 +633,24 @@ def _check(asked: Check) -> int:
     for row in checks.all_rows(asked.order, asked.op):
         table.append(row)
         errors = "".join(f"{error:>10.1e}" for error in row.errors) if row.errors else ""
-        verdict = "right" if row.passed else "WRONG"
+        verdict = row.verdict if row.passed else row.verdict.upper()
         print(f"{row.name:28}{errors:{10 * asked.order}}  {verdict}  {row.note}", flush=True)
     if not table:
         names = ", ".join(checks.names())
         raise DataError(f"--op: there is no {asked.op!r} to check. Pass one of: {names}.")
-    failed = [row.name for row in table if not row.passed]
-    print(
-        f"{len(table) - len(failed)} right, {len(failed)} wrong{': ' if failed else ''}"
-        f"{', '.join(failed)}; largest relative error by order against central differences"
-    )
+    found: dict[str, list[str]] = {"right": [], "wrong": []}
+    for row in table:
+        found.setdefault(row.verdict, []).append(row.name)
+    held = found.pop("not compared", [])
+    said = [f"{len(found.pop('right'))} right"]
+    said += [
+        f"{len(names)} {v}{': ' if names else ''}{', '.join(names)}" for v, names in found.items()
+    ]
+    said += [f"{len(held)} not differentiable, not compared"] if held else []
+    print(", ".join(said) + "; the largest relative error by order against finite differences")
     if asked.json is not None:
         _write_json(asked.json, {"versions": versions(), "rows": [row._asdict() for row in table]})
-    return 1 if failed else 0
+    return 0 if all(row.passed for row in table) else 1
 
 
 def _check_function(asked: Check) -> int:
@@ -568,24 +664,27 @@ def _check_function(asked: Check) -> int:
         raise DataError(f"--args: {len(args)} given to {asked.function}: {error}.") from error
     wrong = ""
     try:
-        with np.errstate(all="ignore"):  # what is not finite is said in words
-            report = check_grads(_located(f, asked.function), args, asked.order)
+        report = check_grads(_located(f, asked.function), args, asked.order)
     except GradientError as error:
-        if error.report is None:  # nothing is wrong, but there is nothing to compare with
+        if error.verdict != "wrong":  # nothing is, but there is nothing to compare with
             raise DataError(str(error)) from error
         report, wrong = error.report, str(error)
     found = report.comparisons
     print(f"{'order':5} {'argument':32}{'differences':>16}{'exact':>16}{'error':>10}  verdict")
     for row in found:
-        kinks = f", {row.kinks} kinks redrawn" if row.kinks else ""
+        kinks = f", {row.kinks} differences left out at kinks" if row.kinks else ""
         print(
             f"{row.order:<5} {row.argument:32}{row.numeric:16.8g}{row.exact:16.8g}"
-            f"{row.error:10.1e}  {'right' if row.passed else 'WRONG'}{kinks}"
+            f"{row.error:10.1e}  {row.verdict if row.passed else row.verdict.upper()}{kinks}"
         )
+    held = report.not_compared
+    if held:
+        print(f"{len(held)} not differentiable, not compared: {', '.join(held)}")
     print(wrong or f"{asked.function}: right to order {asked.order}")
     if asked.json is not None:
         rows = [asdict(row) for row in found]
-        _write_json(asked.json, {"versions": versions(), "rows": rows, "wrong": wrong})
+        record = {"rows": rows, "wrong": wrong, "not_compared": held}
+        _write_json(asked.json, {"versions": versions(), **record})
     return 1 if wrong else 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +33,7 @@ from .gradcheck import TOLERANCES
 
 Leaves = dict[str, np.ndarray]
 
+FACTOR = 1e-4  # nearer to 1 no factor is told from rounding
 LAYOUT = "arrays have their axes in another order"
 OTHERS = ("adapted", "support_losses", "query_losses", "first_order", "hvp")
 
@@ -76,8 +77,8 @@ class Diagnosis:
 
     Attributes:
         verdicts: on each case that was given.
-        explanations: every known mistake, or pair of them, that reproduces all of it; none if it
-            is right or nothing does.
+        explanations: every known mistake, or pair of them, or factor, that reproduces all of
+            it; none if it is right or nothing does.
         missing: cases that were not given.
         tolerance: beyond which an error is no rounding.
     """
@@ -134,7 +135,7 @@ def diagnose(given: Mapping[str, np.ndarray], seed: int = 0) -> Diagnosis:
         seed: that the vectors were written with.
 
     Raises:
-        DataError: a leaf is missing, unknown, or of another size.
+        DataError: a leaf is missing, unknown, or of a shape that no order of axes makes right.
     """
     known = cases(seed)
     answers = {name: _leaves(given, name, "meta_gradient") for name in known}
@@ -155,8 +156,8 @@ def diagnose(given: Mapping[str, np.ndarray], seed: int = 0) -> Diagnosis:
             seen[name, how] = {k.removeprefix(f"{prefix}/"): v for k, v in grads.items()}
         return seen[name, how]
 
-    def explanations(names: Iterable[str]) -> list[str]:
-        """Every mistake that reproduces these cases, or else every two."""
+    def explanations(names: Collection[str]) -> list[str]:
+        """Every mistake that reproduces these cases, or else every two, or else every factor."""
         for candidates in (_one_mistake(), _two_mistakes()):
             found = []
             for label, how in candidates:
@@ -170,7 +171,27 @@ def diagnose(given: Mapping[str, np.ndarray], seed: int = 0) -> Diagnosis:
                     found.append(_with_layout(label, turned))
             if found:
                 return found
-        return []
+        return factors(names)
+
+    def factors(names: Collection[str]) -> list[str]:
+        """Every mistake that reproduces these cases but for a factor in each, or none but that."""
+        found = []
+        for label, how in _one_mistake():
+            scales = {}
+            for name in names:
+                scale = _factor(answers[name], expected(name, how))
+                scaled = {leaf: scale * value for leaf, value in expected(name, how).items()}
+                if not scale or not fit(answers[name], scaled, tolerance).error <= tolerance:
+                    break
+                scales[name] = scale
+            else:
+                if all(abs(scale - 1) < FACTOR for scale in scales.values()):
+                    return []  # is rounding of lesser floats
+                scaling = _scaling(scales, tolerance)
+                if not label:
+                    return [scaling]
+                found.append(f"{scaling}; and {label}")
+        return found
 
     verdicts = []
     for name, leaves in answers.items():
@@ -213,6 +234,25 @@ def _two_mistakes() -> Iterator[tuple[str, Variant]]:
         ]  # fmt: skip
         if not changes[0].keys() & changes[1].keys():
             yield f"{a}; and {b}", Variant(**changes[0], **changes[1])
+
+
+def _factor(given: Leaves, expected: Leaves) -> float:
+    """The number that expected is multiplied by to come nearest to what was given."""
+    if any(given[name].shape != right.shape for name, right in expected.items()):
+        return 0.0
+    length = sum(float((right**2).sum()) for right in expected.values())
+    product = sum(float((given[name] * right).sum()) for name, right in expected.items())
+    return product / length if length else 0.0
+
+
+def _scaling(scales: Mapping[str, float], tolerance: float) -> str:
+    low, high = min(scales.values()), max(scales.values())
+    if high - low <= 10 * tolerance * abs(high):
+        if abs(high + 1) <= 10 * tolerance:
+            return "the sign is flipped: every number is minus the right one"
+        return f"every number is {high:.6g} times the right one"
+    each = ", ".join(f"{scale:.6g} in {name}" for name, scale in scales.items())
+    return f"every number is a constant times the right one: {each}"
 
 
 def _with_layout(label: str, turned: list[str]) -> str:
@@ -269,10 +309,11 @@ def _check(leaves: Leaves, expected: Leaves, case: str) -> None:
             f"The case's parameters are {', '.join(expected)}."
         )
     for name, leaf in leaves.items():
-        if leaf.size != expected[name].size or leaf.dtype.kind != "f":
+        another_order = sorted(leaf.shape) == sorted(expected[name].shape)
+        if not another_order or leaf.dtype.kind != "f":
             raise DataError(
                 f"verify: {case}/meta_gradient/{name} is {leaf.dtype}{list(leaf.shape)}, not "
-                f"{expected[name].dtype}{list(expected[name].shape)}. Give the gradient by it."
+                f"{expected[name].dtype}{list(expected[name].shape)}. Give the gradient that shape."
             )
 
 

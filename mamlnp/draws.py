@@ -1,15 +1,24 @@
 """How test inputs are drawn: the small vocabulary in which every op declares its own.
 
 An op's ``draw`` takes one of these and returns ``(args, params)``. Here choices come from a NumPy
-generator (``mamlnp check``); the test suite substitutes Hypothesis, which shrinks what fails.
+generator (``mamlnp check``); the test suite substitutes Hypothesis, which shrinks what fails. And
+how closely what is then computed in two ways has to agree.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Shape = tuple[int, ...]
+
+# The only tolerances there are, relative to the size of what is compared.
+TOLERANCES = {
+    "difference": 1e-6,  # an exact derivative against a central difference
+    "rounding": 1e-10,  # two exact ways to the same float64 number
+    "float32": 1e-4,  # the same computation in float32 and in float64
+}
 
 
 class Domain(NamedTuple):
@@ -27,6 +36,25 @@ class Domain(NamedTuple):
 reals = Domain(-2.0, 2.0)
 positive = Domain(0.3, 3.0)
 nonzero = Domain(0.3, 3.0, signed=True)
+anywhere = Domain(-math.inf, math.inf)
+above_zero = Domain(0.0, math.inf)
+
+
+class Tails(NamedTuple):
+    """What an op is, to any number of digits, and how far out its derivatives have to be right.
+
+    The tests hold the derivatives of orders 1 to 3 against it, from the smallest numbers to the
+    largest, wherever they are in the float type's range.
+
+    Attributes:
+        exact: the op in Python and mpmath's functions, of its arguments by name.
+        domains: of each argument; the last one is that of all that follow.
+        loss: how much larger the error may be than a few roundings, of the arguments too.
+    """
+
+    exact: str
+    domains: tuple[Domain, ...] = (anywhere,)
+    loss: str = "1"
 
 
 class Draw:

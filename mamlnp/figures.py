@@ -19,9 +19,11 @@ from .experiments import sine
 from .experiments.classification import compare_gradients
 from .tasks import Task, counted_rng
 from .tasks.sinusoid import Sinusoids
+from .tasks.strokes import draw_alphabet
 
 ALPHAS = np.geomspace(1e-4, 3e-2, 13)
 ITERATIONS, EVERY = 6_000, 200
+SHOWN = 14  # characters of an alphabet, and hands
 HVP_STEPS = np.geomspace(1e-1, 1e-9, 17)
 
 
@@ -48,7 +50,7 @@ def all_figures(folder: Path) -> Iterator[str]:
         found = landscape.around(sine.loss, params, _waves(100), radius=radius, inner_lr=0.01)
         plots.landscape(picture, found, f"sine network, {title}, 100 tasks")
         yield f"written to {picture}"
-    for name, draw in (("first-order", _first_order), ("hvp", _hvp)):
+    for name, draw in (("first-order", _first_order), ("hvp", _hvp), ("alphabets", _alphabets)):
         picture = folder / f"{name}.png"
         draw(picture)
         yield f"written to {picture}"
@@ -128,6 +130,17 @@ def _hvp(picture: Path) -> None:
         steps = [_error(quotient(p, v, array(dtype(h))), truth) for h in HVP_STEPS]
         errors[np.dtype(dtype).name] = exact, steps
     plots.hessian_products(picture, costs, HVP_STEPS, errors)
+
+
+def _alphabets(picture: Path) -> None:
+    """Characters of some alphabets, and one of them in several hands."""
+    rows = {}
+    for n in range(4):
+        alphabet = draw_alphabet(0, n)
+        rows[f"alphabet {n}"] = alphabet[:SHOWN, n]
+        last = alphabet[8, :SHOWN]
+    rows["14 hands"] = last
+    plots.image_rows(picture, rows, "Made-up characters, and one of them in 14 hands")
 
 
 def _error(found: Any, truth: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from . import maml, nn, tree
 from .array import Array
-from .errors import DataError, ShapeError
+from .errors import DataError, DtypeError, ShapeError
 from .op import as_array
 from .ops.reduce import softmax
 from .ops.shape import concatenate
@@ -55,7 +56,7 @@ def query_logits(net: nn.Network, params: Any, task: Task, batch_norm: BatchNorm
     return net.apply(params, both, statistics=shots)[:, shots:]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Learner:
     """theta, and how to adapt it.
 
@@ -83,7 +84,10 @@ class Learner:
         Raises:
             ShapeError: they are of another shape, or there are none.
         """
-        x = np.asarray(x, np.float32)
+        try:
+            x = np.asarray(x, np.float32)
+        except (TypeError, ValueError) as error:
+            raise DtypeError(f"inputs: are no array of numbers ({error}). Pass one.") from error
         if x.shape[1:] != self.input_shape or not len(x):
             wanted = ", ".join(map(str, ("N", *self.input_shape)))
             raise ShapeError(
@@ -91,6 +95,15 @@ class Learner:
                 "Pass the examples one after the other."
             )
         return x
+
+    def __repr__(self) -> str:
+        """What it is, without its parameters."""
+        numbers = sum(leaf.size for leaf in tree.leaves(self.params))
+        of = f" of {self.about['experiment']}" if "experiment" in self.about else ""
+        return (
+            f"<{type(self).__name__}{of}: inputs {list(self.input_shape)}, {numbers:,} parameters, "
+            f"{self.inner_steps} inner steps>"
+        )
 
     def adapt(self, x: npt.ArrayLike, y: npt.ArrayLike, *, inner_steps: int | None = None) -> Any:
         """theta' from the support examples: Algorithm 1, line 6, as often as ``inner_steps``.
@@ -115,7 +128,7 @@ class Learner:
         return self.network.apply(self.params, self.inputs(x)).numpy()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Classifier(Learner):
     """A learner of classes of images.
 
@@ -133,17 +146,47 @@ class Classifier(Learner):
 
     def inputs(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Images as the network takes them: uint8 as they are in files, or floats in [0, 1] as
-        :meth:`ClassImages.sample` gives them."""
+        :meth:`ClassImages.sample` gives them.
+
+        Raises:
+            DataError: they are neither.
+        """
         x = np.asarray(x)
         if x.dtype == np.uint8:
             x = (255 - x if self.inverted else x).astype(np.float32) / 255
-        return super().inputs(x)
+        x = super().inputs(x)
+        low, high = x.min(), x.max()
+        if not (low > -0.5 and high < 1.5):  # of NaN neither is true
+            raise DataError(
+                f"inputs: images from {low:g} to {high:g}, but the network knows those from 0 to "
+                "1. Pass uint8 as it is in files, or divide by 255."
+            )
+        return x
 
     def adapt(self, x: npt.ArrayLike, y: npt.ArrayLike, *, inner_steps: int | None = None) -> Any:
-        """theta' from labelled images, (N, height, width, channels) and (N,) class numbers."""
+        """theta' from labelled images, (N, height, width, channels) and (N,) class numbers.
+
+        Warns where there is nothing to tell apart: one class, or an image of two.
+        """
         adapted = super().adapt(x, y, inner_steps=inner_steps)
-        classes = int(np.max(y)) + 1
-        return replace(adapted, support=self.inputs(x), num_classes=classes)
+        classes, images = int(np.max(y)) + 1, self.inputs(x)
+        if classes == 1:
+            warnings.warn(
+                "adapt: all images are of one class, which every query will be called. Pass "
+                "another class beside it.",
+                stacklevel=2,
+            )
+        labels: dict[bytes, int] = {}
+        for n, label in enumerate(np.asarray(y)):
+            seen = labels.setdefault(images[n].tobytes(), label)
+            if seen != label:
+                warnings.warn(
+                    f"adapt: image {n}, of class {label}, is the same as one of class {seen}. "
+                    "Keep it in one of them.",
+                    stacklevel=2,
+                )
+                break
+        return replace(adapted, support=images, num_classes=classes)
 
     def predict(
         self, x: npt.ArrayLike, *, batch_norm: BatchNorm = "support"
@@ -161,6 +204,12 @@ class Classifier(Learner):
         """
         if self.support is None and batch_norm == "support":
             raise ValueError("predict: nothing was adapted to yet. Call adapt(x, y) first.")
+        if batch_norm == "per-query" or (batch_norm == "transductive" and len(x) == 1):  # type: ignore[arg-type]
+            warnings.warn(
+                f"predict: {batch_norm} statistics of one image are not what the network was "
+                "trained with, and it may call everything by one name. Use support.",
+                stacklevel=2,
+            )
         query, support = self.inputs(x)[None], self.support
         task = Task(Batch(query if support is None else support[None], None), Batch(query, None))
         logits = query_logits(self.network, self.params, task, batch_norm)

@@ -1,13 +1,15 @@
 """Model-agnostic meta-learning: Algorithms 1-3 of Finn, Abbeel, Levine 2017.
 
 ``loss(params, batch)`` gives one number a task, shape (T,): inputs carry a leading task axis, and
-so do the parameters once each task adapts its own copy. Losses are summed over tasks, never
+so do the parameters once each task adapts its own copy. A loss written for one task becomes such a
+one by :func:`mamlnp.vmap`. Losses are summed over tasks, never
 averaged, so that alpha means what it means in the paper.
 """
 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -19,12 +21,21 @@ from .op import as_array, describe
 from .ops.elementwise import add, mul, neg, sub, zeros_like
 from .ops.reduce import sum
 from .ops.shape import broadcast_to
-from .optim import Optimizer
+from .optim import Optimizer, check_rate, check_steps
 from .tasks import Batch, Task
 
 Tree = Any
 Loss = Callable[[Tree, Any], Array]  # (params, a batch of each task) -> (T,)
 Method = Literal["backprop", "hvp"]
+
+
+class _Watched(threading.local):
+    """What is called with every loss, params and batch in this thread (see mamlnp.debug_tasks)."""
+
+    check: Callable[[Loss, Tree, Tree], None] | None = None
+
+
+watched = _Watched()
 
 
 def num_tasks(batch: Tree) -> int:
@@ -42,8 +53,11 @@ def task_losses(loss: Loss, params: Tree, batch: Tree) -> Array:
     if losses.shape != (tasks,):
         raise ShapeError(
             f"loss: returned {describe(losses)} for {tasks} tasks, not shape ({tasks},). "
-            "Reduce over each task's examples only; tasks are summed here."
+            "Reduce over each task's examples only (tasks are summed here), or write the loss for "
+            "one task and pass ml.vmap(loss)."
         )
+    if watched.check is not None:
+        watched.check(loss, params, batch)
     return losses
 
 
@@ -88,6 +102,11 @@ def inner_loop(
             f"adapt: inner_lr is {inner_lr!r} and inner_optimizer {inner_optimizer!r}. "
             "Pass exactly one of them."
         )
+    if isinstance(support, Task):
+        raise TypeError(
+            "adapt: support is a Task, not a Batch. Pass its support set, task.support."
+        )
+    check_rate(inner_lr)
     theta = per_task(params, num_tasks(support))
     state = inner_optimizer.init(theta) if inner_optimizer else {}
     while True:
@@ -118,15 +137,25 @@ def adapt(loss: Loss, params: Tree, support: Batch, *, inner_steps: int = 1, **h
 
     Raises:
         ShapeError: the loss is not of shape (T,).
-        ValueError: there is not exactly one of inner_lr and inner_optimizer.
+        TypeError: support is a Task.
+        ValueError: there is not exactly one of inner_lr and inner_optimizer, a number in inner_lr
+            is negative, or inner_steps is.
     """
+    check_steps(inner_steps)
     return next(itertools.islice(inner_loop(loss, params, support, **how), inner_steps, None))
 
 
 def meta_loss(loss: Loss, params: Tree, task: Task, **inner: Any) -> Array:
     """Every task's query loss after adaptation, (T,): L_i(theta_i') (Algorithm 1, line 8; docs,
     equation 4.2)."""
-    return task_losses(loss, adapt(loss, params, task.support, **inner), task.query)
+    _check_task(task)
+    theta = adapt(loss, params, task.support, **inner)
+    return task_losses(loss, theta, task.query)
+
+
+def _check_task(task: Any) -> None:
+    if isinstance(task, Batch):
+        raise TypeError("meta_loss: task is a Batch, not a Task. Pass Task(support, query).")
 
 
 def meta_gradient(
@@ -209,6 +238,9 @@ def _explicit_product(
             "meta_gradient: method 'hvp' is for plain gradient descent, but there is an "
             "inner_optimizer or no inner_lr. Pass inner_lr, or use method 'backprop'."
         )
+    _check_task(task)
+    check_steps(inner_steps)
+    check_rate(inner_lr)
     support = total(loss, task.support)
     path = [per_task(params, num_tasks(task.support))]
     for _ in range(inner_steps):

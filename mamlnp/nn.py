@@ -14,7 +14,7 @@ import numpy as np
 
 from . import backend
 from .array import Array
-from .errors import ShapeError
+from .errors import ShapeError, check_rng
 from .op import as_array, describe
 from .ops.elementwise import mul, power, relu, square, sub
 from .ops.linear import conv2d, matmul
@@ -109,6 +109,8 @@ def batch_norm(
             itself.
         eps: added to the variance, which keeps every derivative finite where it is 0.
 
+    The variance has to be in the float type's range: activations stay below 1e19 in float32.
+
     Raises:
         ShapeError: "image" for vectors, whose variance would be 0.
     """
@@ -163,6 +165,7 @@ def mlp(
     names = [f"linear{i + 1}" for i in range(len(sizes) - 1)]
 
     def init(*, rng: np.random.Generator, dtype: Any = np.float32) -> Params:
+        check_rng("init", rng)
         params: Params = {}
         for name, fan_in, fan_out in zip(names, sizes[:-1], sizes[1:], strict=True):
             params[name] = {
@@ -216,6 +219,7 @@ def conv4(
     features = filters * side**2 if pool else filters
 
     def init(*, rng: np.random.Generator, dtype: Any = np.float32) -> Params:
+        check_rng("init", rng)
         params: Params = {}
         for name, fan_in in zip(names, (channels, filters, filters, filters), strict=True):
             params[name] = {

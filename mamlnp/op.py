@@ -17,6 +17,7 @@ the library's own ops, which is why derivatives of every order exist.
 import contextlib
 import inspect
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 from . import backend
 from .array import NOTHING, Array, numpy_names
 from .backend import namespaces
-from .draws import Drawer
+from .draws import Drawer, Tails
 from .errors import DeviceError, DtypeError, MissingRuleError, NonFiniteError, ShapeError
 
 registry: dict[str, "Op"] = {}
@@ -33,11 +34,14 @@ serials = itertools.count(1)
 
 
 class _Recording(threading.local):
-    """Are results of this thread linked to their inputs? Off only while a pullback runs whose
-    result nobody differentiates. And are they held to be finite?"""
+    """Are results of this thread linked to their inputs? Off where no function is being
+    differentiated, and while a pullback runs whose result nobody differentiates; on in a thread
+    that such a function may have started. And are they held to be finite?"""
 
-    on = True
     finite = False
+
+    def __init__(self) -> None:
+        self.on = threading.current_thread() is not threading.main_thread()
 
 
 recording = _Recording()
@@ -58,6 +62,8 @@ class Op:
         linear_in: the arguments in which the op is linear: the tests hold equation 2.3 of the docs
             for them.
         pattern: for a piecewise op, which piece each element is on, from the native arrays.
+        tails: what its derivatives are held against far out. Every differentiable op has it but
+            those that are linear in each argument or piecewise; a text says why another has not.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Op:
         differentiable: bool = True,
         linear_in: tuple[str, ...] = (),
         pattern: Callable[..., Any] | None = None,
+        tails: Tails | str = "",
     ) -> None:
         parameters = list(inspect.signature(forward).parameters.values())[1:]
         positional = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
@@ -86,7 +93,9 @@ class Op:
         self.shapes = shapes
         self.linear_in = linear_in
         self.pattern = pattern
+        self.tails = tails
         self.bind: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+        self.__signature__ = inspect.Signature(parameters)
         self.data = {i for i, name in enumerate(self.arguments) if name in data}
 
     def vjp(self, argument: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -102,6 +111,7 @@ class Op:
         """Declare how users call it (as in NumPy): the call's arguments -> (arrays, params)."""
         bind.__qualname__ = self.name  # which Python's own messages begin with
         self.bind = bind
+        self.__signature__ = inspect.signature(bind)
         return self
 
     def check(self) -> None:
@@ -151,11 +161,11 @@ class Op:
                 return self.apply(tuple(map(_lift, args)), params)
         if mixed:
             values = self._unified(args, values)
-            native = next((v for v in values if _stands_for_one(v)), native)
+            native = max(filter(_stands_for_one, values), key=_level, default=native)
         xp = backend.default_namespace() if native is None else namespaces.get(native.__class__)
         try:
             if xp is None:  # not an array but what stands for one, and records what is done to it
-                value = native.apply(self, values, params)
+                value = native.apply(self, args, values, params)
             else:
                 value = self.forward(xp, *values, **params)
         except (ShapeError, DeviceError):
@@ -269,12 +279,18 @@ def op(
         method: the Array method it becomes.
         numpy: NumPy's names for it, where they differ from its own.
         declaration: see :class:`Op`.
+
+    Raises:
+        ValueError: another op has this name already, or something else answers the same operator,
+            method or name of NumPy's.
     """
 
     def register(forward: Callable[..., Any]) -> Op:
         made = Op(forward, **declaration)
+        _claim(f"op {made.name}", made, registry.get(made.name))
+        names = numpy if forward.__name__.startswith("_") else (made.name, *numpy)
+        answers(operator=operator, method=method, numpy=names)(made)
         registry[made.name] = made
-        answers(operator=operator, method=method, numpy=(made.name, *numpy))(made)
         return made
 
     return register
@@ -283,20 +299,48 @@ def op(
 def answers(
     *, operator: str | None = None, method: str | None = None, numpy: tuple[str, ...] = ()
 ) -> Callable[[Any], Any]:
-    """Let a function of Arrays answer a Python operator, a method's name, or NumPy's names."""
+    """Let a function of Arrays answer a Python operator, a method's name, or NumPy's names.
+
+    Raises:
+        ValueError: something else answers to one of them.
+    """
 
     def attach(function: Any) -> Any:
+        def become(name: str, called: Callable[..., Any]) -> None:
+            _claim(f"Array.{name}", function, vars(Array).get(name))
+            called.__wrapped__ = function  # type: ignore[attr-defined]
+            setattr(Array, name, called)
+
         for name in numpy:
+            _claim(f"numpy.{name}", function, numpy_names.get(name))
             numpy_names[name] = function
         if operator:
-            setattr(Array, f"__{operator}__", lambda self, *other: function(self, *other))
+            become(f"__{operator}__", lambda self, *other: function(self, *other))
             if len(getattr(function, "arguments", "ab")) == 2:
-                setattr(Array, f"__r{operator}__", lambda self, other: function(other, self))
+                become(f"__r{operator}__", lambda self, other: function(other, self))
         if method:
-            setattr(Array, method, lambda self, *args, **kwargs: function(self, *args, **kwargs))
+            become(method, lambda self, *args, **kwargs: function(self, *args, **kwargs))
         return function
 
     return attach
+
+
+def _claim(name: str, made: Any, known: Any) -> None:
+    """Refuse a name that something else has. (A module may be loaded again, a cell changed.)"""
+
+    def place(x: Any) -> str:
+        code = getattr(getattr(x, "forward", x), "__code__", None)
+        return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(x)
+
+    known = getattr(known, "__wrapped__", known)
+    if isinstance(known, Op) and registry.get(known.name) is not known:
+        return  # it was taken out
+    again = all(getattr(made, a) == getattr(known, a, "") for a in ("__module__", "__name__"))
+    if known is not None and not (again and (place(made) == place(known) or hasattr(sys, "ps1"))):
+        raise ValueError(
+            f"op: {place(made)} declares {name}, and so does {place(known)}. "
+            "Give the new one another name."
+        )
 
 
 def describe(x: Any) -> str:
@@ -305,7 +349,7 @@ def describe(x: Any) -> str:
     >>> describe(Array(backend.default_namespace().zeros((2, 3))))
     'float64[2,3]'
     """
-    if not hasattr(x, "shape"):
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         return repr(x)
     return f"{x.dtype}[{','.join(map(str, x.shape))}]"
 
@@ -315,24 +359,40 @@ def _stands_for_one(value: Any) -> bool:
     return value.__class__ not in namespaces and hasattr(value, "dtype")
 
 
-def as_array(x: Any) -> Array:
-    """``x`` as an Array, sharing memory where it can."""
+def _level(value: Any) -> int:
+    """How deep inside mapped functions it was made (see vmap); 0 in none."""
+    return value.level
+
+
+def as_array(x: Any, *, lent: bool = False) -> Array:
+    """``x`` as an Array, with memory of its own: later changes of ``x`` do not reach it.
+
+    Args:
+        x: what NumPy takes; an Array is itself.
+        lent: share the memory of an array where that can be, for use before its owner is back.
+    """
     if x.__class__ is Array:
         return x
-    x = _lift(x)
+    if not backend.is_scalar(x) or x.dtype.kind not in "fiub":  # a scalar of NumPy's keeps its type
+        x = _lift(x, lent=lent)
     return x if x.__class__ is Array else Array(backend.default_namespace().asarray(x))
 
 
-def _lift(x: Any) -> Any:
+def _lift(x: Any, *, lent: bool = False) -> Any:
     """An Array, or a Python number (which takes the type of the arrays it meets)."""
     if type(x) in (Array, float, int, bool):
         return x
     if isinstance(x, list | tuple):
-        x = backend.to_device([_lift(element) for element in x])
+        elements = [_lift(element) for element in x]
+        if any(x.__class__ is Array and (x.serial or _stands_for_one(x.value)) for x in elements):
+            return numpy_names["stack"](elements)
+        x = backend.to_device(elements)
+    elif not backend.is_native(x) and hasattr(x, "__array__"):  # of another library's
+        x = backend.to_device(x.__array__())
     if backend.is_native(x) and x.dtype.kind in "fiub":
         if backend.is_scalar(x):
             return float(x) if x.dtype.kind == "f" else x.item()
-        return Array(x)
+        return Array(backend.plain(x, copy=not lent))
     raise DtypeError(
         f"array: {describe(x)} of type {type(x).__name__} is not an array of real numbers. "
         "Pass floats, integers or booleans."

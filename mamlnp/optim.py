@@ -125,3 +125,29 @@ def clipped(optimizer: Optimizer, bound: float) -> Optimizer:
         return optimizer.update(params, within, state)
 
     return Optimizer(optimizer.init, update)
+
+
+# ---- what no descent can be made of
+
+
+def check_steps(inner_steps: int) -> None:
+    """Refuse what is no number of steps.
+
+    Raises:
+        ValueError: it is negative or not whole.
+    """
+    if not hasattr(inner_steps, "__index__") or inner_steps < 0:
+        raise ValueError(f"adapt: inner_steps is {inner_steps!r}. Pass a whole number, 0 or more.")
+
+
+def check_rate(inner_lr: Any) -> None:
+    """Refuse an alpha that climbs the loss or leads nowhere.
+
+    Raises:
+        ValueError: a number in it is negative, NaN or infinite.
+    """
+    for path, alpha in tree.items(inner_lr):
+        if isinstance(alpha, int | float) and not 0 <= alpha < math.inf:
+            raise ValueError(
+                f"adapt: inner_lr{path} is {alpha}. Pass a finite number that is not negative."
+            )

@@ -66,7 +66,12 @@ def split(task: Tree, chunks: int | None) -> list[Tree]:
 
 
 def over_tasks(
-    f: OfTasks, *, chunks: int | None = None, threads: int | None = None, compiled: bool = True
+    f: OfTasks,
+    *,
+    chunks: int | None = None,
+    threads: int | None = None,
+    compiled: bool = True,
+    check: bool = True,
 ) -> Callable[[Tree, Task], list[Tree]]:
     """f of every chunk of a meta-batch.
 
@@ -78,11 +83,12 @@ def over_tasks(
         threads: how many run at once; None: as many as there are cores. A device runs one chunk
             after another.
         compiled: replay f (see :func:`mamlnp.compile`) instead of running it.
+        check: hold the first replay of every plan against f run eagerly, on the chunk at hand.
 
     Returns:
         A function of (params, task): f's results in the order of the chunks.
     """
-    run = compile(f) if compiled else f
+    run = compile(f, check=check) if compiled else f
 
     def of_chunks(params: Tree, task: Task) -> list[Tree]:
         parts = split(task, chunks)
@@ -121,21 +127,22 @@ def meta_gradient(
     chunks: int | None = None,
     threads: int | None = None,
     compiled: bool = True,
+    check: bool = True,
     **how: Any,
 ) -> Callable[[Tree, Task], tuple[Array, Tree]]:
     """:func:`mamlnp.maml.meta_gradient` as a function of (params, task), in chunks over threads.
 
     Args:
         loss: (params, batch) -> (T,).
-        chunks, threads, compiled: as in :func:`over_tasks`.
+        chunks, threads, compiled, check: as in :func:`over_tasks`.
         how: as in :func:`mamlnp.maml.meta_gradient`.
     """
 
     def gradient(params: Tree, task: Task) -> tuple[Array, Tree]:
         return maml.meta_gradient(loss, params, task, **how)
 
-    of_chunks = over_tasks(gradient, chunks=chunks, threads=threads, compiled=compiled)
-    joined = compile(_joined) if compiled else _joined
+    of_chunks = over_tasks(gradient, chunks=chunks, threads=threads, compiled=compiled, check=check)
+    joined = compile(_joined, check=check) if compiled else _joined
 
     def of_all(params: Tree, task: Task) -> tuple[Array, Tree]:
         parts = of_chunks(params, task)
@@ -160,6 +167,7 @@ def meta_step(
     chunks: int | None = None,
     threads: int | None = None,
     compiled: bool = True,
+    check: bool = True,
     ranks: Ranks | None = None,
     meta_batch_size: int = 0,
     **how: Any,
@@ -168,7 +176,7 @@ def meta_step(
     threads; the sum over chunks and the optimiser's update are one replay.
 
     Args:
-        loss, chunks, threads, compiled, how: as in :func:`meta_gradient`.
+        loss, chunks, threads, compiled, check, how: as in :func:`meta_gradient`.
         optimizer: of the outer loop.
         ranks: the processes that share each meta-batch; each is given its own tasks, and all get
             the same results, the losses of all tasks among them. This one alone if not given.
@@ -188,10 +196,10 @@ def meta_step(
     def whole(params: Tree, opt_state: Tree, task: Task) -> tuple[Tree, dict[str, Any], Array]:
         return maml.meta_step(loss, params, opt_state, task, optimizer=optimizer, **how)
 
-    at_once = compile(whole) if compiled else whole
-    of_chunks = over_tasks(gradient, chunks=chunks, threads=threads, compiled=compiled)
-    updated = compile(update) if compiled else update
-    joined = compile(_joined) if compiled else _joined
+    at_once = compile(whole, check=check) if compiled else whole
+    of_chunks = over_tasks(gradient, chunks=chunks, threads=threads, compiled=compiled, check=check)
+    updated = compile(update, check=check) if compiled else update
+    joined = compile(_joined, check=check) if compiled else _joined
 
     def step(params: Tree, opt_state: Tree, task: Task) -> Any:
         if ranks is not None and ranks.size > 1:

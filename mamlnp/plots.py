@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import csv
+import os
+import sys
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+# A notebook sets MPLBACKEND for all that it starts. Where that backend is not installed, matplotlib
+# would refuse to be imported, though nothing here is drawn by it.
+if "MPLBACKEND" in os.environ and "matplotlib" not in sys.modules:
+    _backend = os.environ.pop("MPLBACKEND")
+    import matplotlib
+
+    os.environ["MPLBACKEND"] = _backend
+    with suppress(ValueError):
+        matplotlib.rcParams["backend"] = _backend
+
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -145,7 +158,8 @@ def classification_curve(run: Run) -> None:
         )
         bottom.set_ylabel("accuracy on\nvalidation classes (%)")
         queries, steps = (run.config.get(name) for name in ("num_queries", "eval_steps"))
-        note = f"{queries} queries a class, after {steps} gradient steps, transductive batch norm"
+        asked = f"{queries} {'query' if queries == 1 else 'queries'} a class"
+        note = f"{asked}, after {steps} gradient steps, transductive batch norm"
         bottom.set_title(note, fontsize=8, color=GREY, loc="left")
         bottom.set_ylim(top=min(101, bottom.get_ylim()[1]))
         bottom.legend(loc="best", fontsize=8)
@@ -470,6 +484,27 @@ def _apart(wanted: np.ndarray, gap: float, high: float) -> np.ndarray:
     return places
 
 
+def image_rows(path: Path, rows: Mapping[str, npt.NDArray[np.uint8]], title: str) -> None:
+    """Rows of images, ink white on black, each with its name before it.
+
+    Args:
+        path: the picture.
+        rows: for each name uint8 (images, height, width), of all names equally many.
+        title: above them.
+    """
+    longest = max(len(images) for images in rows.values())
+    with _figure(path, 1.2 + 0.4 * longest, 0.45 + 0.45 * len(rows)) as figure:
+        figure.suptitle(title, fontsize=10)
+        for axes, (name, images) in zip(
+            np.atleast_1d(figure.subplots(len(rows))), rows.items(), strict=True
+        ):
+            framed = np.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=90)
+            axes.imshow(np.concatenate(framed, axis=1), cmap="gray", vmin=0, vmax=255)
+            axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=DARK)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+
+
 def episode(
     path: Path,
     task: Task,
@@ -507,6 +542,7 @@ def episode(
         axes = figure.add_axes((0, 0, 1, 1))
 
         def write(x: float, y: float, text: str, size: float, **how: Any) -> None:
+            text = text.encode("utf-8", "replace").decode("utf-8")  # a class's name may be none
             axes.text(x, y, text, fontsize=size, va="top", parse_math=False, **how)
 
         def draw(image: np.ndarray, x: float, y: float) -> None:

@@ -151,7 +151,7 @@ def world() -> Ranks:
     except ImportError as error:
         raise MissingPackageError(
             f"ranks: {size} processes were started but mpi4py is not there ({error}). "
-            "Run: pip install 'mamlnp[mpi]'."
+            "Run: pip install mpi4py, with an MPI such as the package mpich."
         ) from error
     found = mpi.COMM_WORLD.size
     if found != size:

@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -346,13 +347,9 @@ def create_run(experiment: str, config: Any, path: Path | None = None) -> Run:
     if path is None:
         path = _new_folder(Path("runs") / experiment)
     else:
+        check_folder(path, empty=True)
         with _explained(path):
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise DataError(
-                    f"{path}: the folder is not empty. Continue the run in it with "
-                    f"--resume {path}, or choose another folder."
-                )
     record = {
         "experiment": experiment,
         "config": dataclasses.asdict(config),
@@ -405,6 +402,37 @@ def open_run(path: Path, experiment: str | None = None) -> Run:
     return run
 
 
+def check_file(path: Path) -> None:
+    """Find out before the work whether a file could be written after it.
+
+    Raises:
+        DataError: it could not.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder. Name a file in it.")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: there is no folder {path.parent}. Make it, or choose another.")
+    with _explained(path), tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+def check_folder(path: Path, *, empty: bool = False) -> None:
+    """The same of a folder, which need not be there yet.
+
+    Raises:
+        DataError: files could not be written in it, or it must be ``empty`` and is not.
+    """
+    with _explained(path):
+        if empty and path.is_dir() and any(path.iterdir()):
+            raise DataError(
+                f"{path}: the folder is not empty. Continue the run in it with "
+                f"--resume {path}, or choose another folder."
+            )
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Replace a file whole or not at all: yields the temporary path to write to.
@@ -429,6 +457,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def version() -> str:
+    """Of mamlnp."""
+    try:
+        return importlib.metadata.version("mamlnp")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def versions() -> dict[str, Any]:
     """What results may depend on: versions, the BLAS NumPy uses, the machine.
 
@@ -436,13 +472,9 @@ def versions() -> dict[str, Any]:
     ['blas', 'blas_architecture', 'blas_threads', 'cores', 'cpu', 'device', 'mamlnp', 'numba',
      'numpy', 'platform', 'python']
     """
-    try:
-        mamlnp = importlib.metadata.version("mamlnp")
-    except importlib.metadata.PackageNotFoundError:
-        mamlnp = "not installed"
     found = blas()
     return {
-        "mamlnp": mamlnp,
+        "mamlnp": version(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "numba": importlib.metadata.version("numba"),

@@ -4,6 +4,7 @@ None is a tree without leaves. Dicts are walked in the order of the first tree's
 """
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Any
 
 from .errors import ShapeError
@@ -22,7 +23,7 @@ def map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
         for other in rest:
             if not isinstance(other, dict) or other.keys() != tree.keys():
                 raise ShapeError(_different(tree, other))
-        return {k: map(f, v, *(other[k] for other in rest)) for k, v in tree.items()}
+        return _like(tree, {k: map(f, v, *(other[k] for other in rest)) for k, v in tree.items()})
     if isinstance(tree, tuple | list):
         for other in rest:
             if not isinstance(other, tuple | list) or len(other) != len(tree):
@@ -91,7 +92,7 @@ def broadcast(prefix: Any, tree: Any) -> Any:
     if isinstance(prefix, dict) and isinstance(tree, dict):
         if prefix.keys() != tree.keys():
             raise ShapeError(_different(tree, prefix))
-        return {k: broadcast(prefix[k], v) for k, v in tree.items()}
+        return _like(tree, {k: broadcast(prefix[k], v) for k, v in tree.items()})
     if isinstance(prefix, tuple | list) and isinstance(tree, tuple | list):
         if len(prefix) != len(tree):
             raise ShapeError(_different(tree, prefix))
@@ -112,7 +113,14 @@ def _collect(tree: Any, out: list[Any]) -> None:
         out.append(tree)
 
 
-def _like(tree: Any, children: list[Any]) -> Any:
+def _like(tree: Any, children: Any) -> Any:
+    """The children in a container of the tree's type."""
+    if isinstance(tree, dict):
+        if type(tree) is dict:
+            return children
+        out = copy(tree)  # with what it has besides, such as a defaultdict's factory
+        out.update(children)
+        return out
     return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from mamlnp import backend
-from mamlnp.backend import cublas
+from mamlnp.backend import cublas, reference
 from mamlnp.errors import DeviceError
 
 COMPILER = shutil.which("g++")
@@ -155,6 +155,8 @@ def there(function):
     def moved(*args, **kwargs):
         assert not any(isinstance(x, np.ndarray) for x in args)
         out = function(*map(here, args), **{k: here(x) for k, x in kwargs.items()})
+        if isinstance(out, tuple):
+            return tuple(map(Elsewhere, out))
         return Elsewhere(out) if isinstance(out, np.ndarray | np.generic) else out
 
     return moved
@@ -357,12 +359,22 @@ class CuPy(types.ModuleType):
         if name.startswith("__"):  # not of a module's own
             raise AttributeError(name)
         found = getattr(np, name)
+        if name == "linalg":
+            return types.SimpleNamespace(**{n: there(getattr(found, n)) for n in LINALG})
         return found if isinstance(found, type) else there(found)
+
+
+LINALG = ("cholesky", "eigh", "slogdet", "solve")
+SPECIAL = types.SimpleNamespace(
+    erf=there(functools.partial(reference.erf, complement=False)),
+    erfc=there(functools.partial(reference.erf, complement=True)),
+)
 
 
 def installed(monkeypatch):
     """Put the stand-in in CuPy's place for the rest of a test."""
     monkeypatch.setitem(sys.modules, "cupy", CuPy("cupy"))
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", SPECIAL)
     monkeypatch.setattr(cublas, "product", gemm)
     monkeypatch.setattr(backend, "namespaces", backend.namespaces)  # restored with what is in it
     monkeypatch.setitem(backend.namespaces, Elsewhere, sys.modules["cupy"])

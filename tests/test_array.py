@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import mamlnp as ml
-from mamlnp.array import Array, numpy_names
-from mamlnp.errors import DtypeError, NonFiniteError
+from mamlnp.array import Array
+from mamlnp.errors import DtypeError, NonFiniteError, TapeError, UnavailableError
 from mamlnp.op import as_array, describe
 
 A = np.array([[0.5, 1.0, 2.0], [1.5, 0.25, 3.0]])
@@ -81,7 +81,7 @@ def test_augmented_assignment_makes_a_new_array():
 
 def test_numpys_arrays_do_not_take_arrays_in_place():
     z = B.copy()
-    with pytest.raises(TypeError, match=r"numpy\.add with out=: "):
+    with pytest.raises(UnavailableError, match=r"numpy\.add with out=: cannot write"):
         z += ml.array(B)
     np.testing.assert_array_equal(z, B)
 
@@ -165,61 +165,12 @@ def test_numpys_functions_work_on_arrays(name):
     np.testing.assert_allclose(out.numpy(), expected, rtol=1e-14)
 
 
-def test_every_name_of_numpys_is_tried():
-    """What shares a name with a function of NumPy's answers it."""
-    shared = {name for name in numpy_names if hasattr(np, name)}
-    aliases = {"absolute", "pow"}
-    assert shared <= {name.partition(" ")[0] for name in NUMPY_CALLS} | aliases
-    exactly(np.pow(ml.array(A), 2), A**2)
-
-
 def test_a_loss_can_be_written_in_numpy():
     def loss(x):
         return np.mean(np.maximum(np.sin(x) @ B, 0.1) ** 2) + x[1:, None].sum()
 
     ml.check_grads(loss, [A], order=3)
     assert type(loss(A)) is not Array
-
-
-@pytest.mark.parametrize(
-    "call, name",
-    [
-        (lambda x: np.round(x), "round"),
-        (lambda x: np.floor(x), "floor"),
-        (lambda x: np.sort(x), "sort"),
-        (lambda x: np.vdot(x, x), "vdot"),
-        (lambda x: np.put(x, [0], [1.0]), "put"),
-        (lambda x: np.add.reduce(x), "add.reduce"),
-        (lambda x: np.multiply.outer(x, x), "multiply.outer"),
-        (lambda x: np.exp(x, out=np.zeros((2, 3))), "exp with out="),
-        (lambda x: np.add(x, 1, where=A > 1), "add with where="),
-        (lambda x: np.add(x, 1, dtype=np.float32), "add with dtype="),
-    ],
-    ids=lambda x: x if isinstance(x, str) else "",
-)
-def test_what_has_no_rule_says_so(call, name):
-    with pytest.raises(TypeError, match=rf"^numpy\.{name}: has no derivative rule.*tanh") as caught:
-        call(ml.array(A))
-    assert "absolute" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "call, name",
-    [
-        (lambda x: np.sum(x, where=A > 1), "sum"),
-        (lambda x: np.mean(x, out=np.zeros(())), "mean"),
-        (lambda x: np.var(x, ddof=1), "var"),
-        (lambda x: np.linalg.norm(x, 1), "norm"),
-        (lambda x: np.pad(x, 1, mode="reflect"), "pad"),
-        (lambda x: np.reshape(x, 6, order="F"), "reshape"),
-        (lambda x: np.transpose(x, axis=0), "transpose"),
-        (lambda x: np.max(x, initial=0.0), "max"),
-    ],
-    ids=lambda x: x if isinstance(x, str) else "",
-)
-def test_what_is_not_taken_is_not_ignored(call, name):
-    with pytest.raises(TypeError, match=rf"{name}\(\)"):
-        call(ml.array(A))
 
 
 # ---- types
@@ -318,10 +269,10 @@ def test_array_takes_what_numpy_takes():
 
 @pytest.mark.parametrize(
     "convert",
-    [np.asarray, np.array, ml.array, lambda x: ml.array([x, x]), lambda x: as_array([x, 2 * x])],
+    [np.asarray, np.array, ml.array, lambda x: ml.array([x, x])],
 )
 def test_what_is_differentiated_is_not_taken_apart(convert):
-    with pytest.raises(TypeError, match=r"^asarray: this Array is being differentiated"):
+    with pytest.raises(TapeError, match=r"^.*: a NumPy array was asked of an Array that is being"):
         ml.grad(lambda x: convert(x).sum())(A)
 
 
@@ -418,8 +369,8 @@ def test_constants_are_copied_and_pickled():
 
 
 def test_what_numpy_lacks_is_no_name_of_an_array():
-    with pytest.raises(AttributeError, match="tolist"):
-        ml.array(A).tolist  # noqa: B018
+    with pytest.raises(AttributeError, match="tobytes"):
+        ml.array(A).tobytes  # noqa: B018
 
 
 # ---- NaN and infinity

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import re
 import sys
 import threading
 import tracemalloc
@@ -251,11 +252,12 @@ def test_strict_names_the_unused_input():
     close(grad(lambda p: p["used"] * p["idle"][0] * p["idle"][1], strict=True)(params)["used"], 2.0)
 
 
-def test_only_scalars_have_a_gradient():
+def test_only_what_has_one_element_has_a_gradient():
     with pytest.raises(ShapeError, match=r"grad: the function returned float64\[2\], not a scalar"):
         grad(lambda x: x)(array([1.0, 2.0]))
-    with pytest.raises(ShapeError, match=r"float64\[1\]"):
-        value_and_grad(lambda x: x[:1])(array([1.0, 2.0]))
+    value, gradient = value_and_grad(lambda x: x[:1] ** 2)(array([3.0, 2.0]))
+    assert value.tolist() == [9.0]
+    assert gradient.tolist() == [6.0, 0.0]
 
 
 @pytest.mark.parametrize("leaf", [3, True, np.arange(3), array([1, 2])])
@@ -351,6 +353,72 @@ def test_jacobian_has_the_outputs_shape_then_the_arguments(argnums):
     close(ml.jacobian(ml.sin)(0.5), math.cos(0.5))
 
 
+def test_jacobian_and_hessian_of_trees_and_several_arguments():
+    def f(p, x, k):
+        return {"y": p["w"] @ x * k, "n": (p["b"] * x[0], 1.0)}
+
+    w, b, x = np.arange(6.0).reshape(2, 3), 2.0, np.array([1.0, -1.0, 2.0])
+    by_p, by_x = {"w": 0, "b": 0}, 0
+    found = ml.jacobian(f, (0, 1))({"w": w, "b": b}, x, 3)
+    assert tree.map(lambda _: 0, found) == {
+        "y": (by_p, by_x), "n": ((by_p, by_x), (by_p, by_x))
+    }  # fmt: skip
+    close(found["y"][0], {"w": 3 * np.einsum("ij,k->ijk", np.eye(2), x), "b": np.zeros(2)})
+    close(found["y"][1], 3 * w)
+    close(found["n"][0], ({"w": np.zeros((2, 3)), "b": 1.0}, [2.0, 0.0, 0.0]))
+    close(found["n"][1], ({"w": np.zeros((2, 3)), "b": 0.0}, np.zeros(3)))
+    assert list(ml.jacobian(f, 1)({"w": w, "b": b}, x, k=3)) == ["y", "n"]
+
+    def g(p, x):
+        return p["a"] ** 2 * (p["c"] * x**3).sum()
+
+    p = {"a": array(2.0), "c": array([3.0, 4.0])}
+    found = ml.hessian(g, (0, 1))(p, array([1.0, 2.0]))
+    mixed = {"a": [36.0, 192.0], "c": np.diag([12.0, 48.0])}
+    close(found[0]["a"][0], {"a": 70.0, "c": [4.0, 32.0]})
+    close(found[0]["c"][0], {"a": [4.0, 32.0], "c": np.zeros((2, 2))})
+    close({name: found[0][name][1] for name in p}, mixed)
+    close(found[1][0], mixed)
+    close(found[1][1], np.diag([72.0, 192.0]))
+    compiled = ml.compile(ml.hessian(g, (0, 1)))(p, array([1.0, 2.0]))
+    close(compiled, tree.map(lambda x: x.numpy(), found))
+
+
+def test_jacobian_of_nothing_and_of_what_does_not_depend():
+    assert ml.jacobian(lambda x: x[:0] * x.sum())(np.ones(3)).shape == (0, 3)
+    assert ml.jacobian(lambda x: x.sum())(np.ones((0, 2))).shape == (0, 2)
+    close(ml.jacobian(ml.argmax)(np.ones(3)), np.zeros(3))
+    found = ml.jacobian(lambda x: 2 * x)(np.ones(2, np.float32))
+    assert (found.dtype, found.tolist()) == (np.float32, [[2, 0], [0, 2]])
+    assert ml.jacobian(lambda x: (), (0,))(1.0) == ()
+    with pytest.raises(DtypeError, match=r"jacobian: argument \[0\] is int64"):
+        ml.jacobian(lambda x: x)(np.arange(3))
+
+
+@pytest.mark.parametrize("v", [np.ones((3, 3)), np.ones(1), 1.0, np.ones((1, 3))], ids=np.shape)
+def test_tangents_and_inner_products_do_not_broadcast(v):
+    x, shown = np.ones(3), re.escape(f"{list(np.shape(v))}".replace(" ", ""))
+    for call, line in (
+        (lambda: ml.hvp(lambda x: (x**3).sum(), x, v), "hvp: the tangent {} is for an argument"),
+        (lambda: ml.jvp(ml.sin, (x,), (v,)), "jvp: the tangent {} is for an argument"),
+        (lambda: ml.vjp(ml.sin, x)[1](v), "vjp: the cotangent {} is for an output"),
+    ):
+        line = line.format(f"float64{shown}")
+        with pytest.raises(ShapeError, match=rf"^{line} float64\[3\]\. Pass one of"):
+            call()
+    with pytest.raises(ShapeError, match=r"^dot: float64\[3\] and .* have different shapes"):
+        ml.dot({"a": x}, {"a": v})
+
+
+def test_strict_names_what_only_argmax_depends_on():
+    def f(x):
+        return ml.argmax(x) * 1.0
+
+    close(grad(f)(np.ones(3)), np.zeros(3))
+    with pytest.raises(MissingRuleError, match="the result does not depend on argument"):
+        grad(f, strict=True)(np.ones(3))
+
+
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_stop_gradient_stops_every_order(order):
     def f(x):
@@ -377,6 +445,179 @@ def test_the_tape_lists_what_was_recorded_oldest_first():
     out, nodes = tape(lambda x: {"y": ml.sin(x) * x}, 2.0)
     assert [node.op.name for node in nodes] == ["alias", "sin", "mul"]
     close(out, {"y": 2 * math.sin(2)})
+
+
+# ---- rules of one's own
+
+
+@ml.custom_vjp
+def cube_root(x):
+    return np.cbrt(np.asarray(x))  # on constants: NumPy will do
+
+
+@cube_root.vjp
+def _(ct, out, x):
+    return (ct / (3 * out**2),)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
+def test_a_rule_of_ones_own_has_every_order(order):
+    factor = math.prod(1 / 3 - k for k in range(order))
+    close(derivative(cube_root, order)(8.0), factor * 8.0 ** (1 / 3 - order))
+    close(derivative(lambda x: cube_root(x) ** 3, order)(2.0), [2.0, 1.0, 0.0, 0.0, 0.0][order])
+
+
+def test_a_rule_of_ones_own_works_in_every_transform():
+    ml.check_grads(cube_root, [np.array([0.5, 2.0])], order=3)
+    ml.check_hvp(lambda x: cube_root(x * x).sum(), array([0.5, 2.0]))
+    close(grad(lambda x: x * grad(lambda y: cube_root(y) * x)(1.0))(3.0), 2.0)
+    close(grad(checkpoint(lambda x: cube_root(x) * x))(8.0), 2.0 + 8 / 12)
+    close(ml.jacobian(cube_root)(array([1.0, 8.0])), [[1 / 3, 0.0], [0.0, 1 / 12]])
+    assert cube_root.__name__ == "cube_root"
+    assert cube_root(8.0).item() == 2
+    assert ml.vjp(cube_root, 8.0)[1](1.0)[0].serial == 0
+
+
+def solved(p, x, scale, *, times):
+    """Trees, a static number, labels and keywords in; a tree out."""
+    return {"y": scale * p["w"] * x["x"][x["i"]], "z": (p["b"] * times, p["w"].sum())}
+
+
+twin = ml.custom_vjp(solved)
+
+
+@twin.vjp
+def _(ct, out, p, x, scale, *, times):
+    chosen = x["x"][x["i"]]
+    by_w = ct["y"] * scale * chosen + ct["z"][1]
+    back = ml.put(ct["y"] * scale * p["w"], x["i"], x["x"].shape)
+    return {"b": ct["z"][0] * times, "w": by_w}, {"x": back, "i": x["i"]}, None
+
+
+def test_a_rule_of_ones_own_takes_trees_and_what_is_static():
+    p, x = {"w": array([1.0, 2.0]), "b": 3.0}, {"x": array([4.0, 5.0, 6.0]), "i": np.array([2, 0])}
+
+    def through(f):
+        def g(p, at):
+            out = f(p, {"x": at, "i": x["i"]}, 2, times=3)
+            return (out["y"] ** 2).sum() + out["z"][0] ** 2 * out["z"][1]
+
+        return g
+
+    for derived in (
+        lambda g: ml.value_and_grad(g, (0, 1)),
+        lambda g: ml.hessian(g, (0, 1)),
+        lambda g: ml.compile(ml.hessian(g, (0, 1))),
+    ):
+        expected = tree.map(lambda x: x.numpy(), derived(through(solved))(p, x["x"]))
+        close(derived(through(twin))(p, x["x"]), expected)
+
+
+def fixed_point(w, b):
+    """The x with x = tanh(w x + b)."""
+    x = ml.zeros_like(b)
+    for _ in range(60):
+        x = ml.tanh(w @ x + b)
+    return x
+
+
+implicit = ml.custom_vjp(fixed_point)
+
+
+@implicit.vjp
+def _(ct, x, w, b):
+    pull = vjp(lambda x: ml.tanh(w @ x + b), x)[1]
+    u = ct
+    for _ in range(60):
+        u = ct + pull(u)[0]
+    return vjp(lambda w, b: ml.tanh(w @ x + b), w, b)[1](u)
+
+
+def test_an_implicit_fixed_point_has_the_derivatives_of_its_iteration():
+    rng = np.random.default_rng(0)
+    w, b, v = 0.2 * rng.normal(size=(3, 3)), rng.normal(size=3), rng.normal(size=(3, 3))
+    ml.check_grads(implicit, [w, b], order=2)
+
+    def derived(f):
+        def total(w, b):
+            return (f(w, b) ** 3).sum()
+
+        return lambda w, b: (ml.grad(total, (0, 1))(w, b), ml.hvp(lambda w: total(w, b), w, v))
+
+    expected = tree.map(lambda x: x.numpy(), derived(fixed_point)(w, b))
+    close(derived(implicit)(w, b), expected)
+    close(ml.compile(derived(implicit))(w, b), expected)
+
+
+def test_a_rule_of_ones_own_refuses_to_lose_a_derivative():
+    def f(x):
+        g = ml.custom_vjp(lambda y: x * y)
+        g.vjp(lambda ct, out, y: (ct * x,))
+        return g(x)
+
+    for transform in (lambda f: f, ml.compile):
+        with pytest.raises(MissingRuleError, match="custom_vjp: the function closes over"):
+            transform(grad(f))(array(2.0))
+    with pytest.raises(MissingRuleError, match=r"custom_vjp: double has no rule. Declare"):
+        grad(ml.custom_vjp(double))(1.0)
+    assert ml.custom_vjp(double)(2.0).item() == 4
+    with pytest.raises(DtypeError, match=r"custom_vjp: the function returned int64\[\]"):
+        ml.custom_vjp(ml.argmax)(array([1.0]))
+
+
+def double(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize(
+    "rule, kind, line",
+    [
+        (lambda ct, out, x, y: ct, ShapeError, "Array float64[2]. Return a tuple with"),
+        (
+            lambda ct, out, x, y: (ct,),
+            ShapeError,
+            "tuple. Return a tuple with a cotangent",
+        ),
+        (lambda ct, out, x, y: (ct, ct), DtypeError, "Array float64[2] for argument [1]['a']"),
+        (lambda ct, out, x, y: (ct, {"b": ct}), ShapeError, "for argument [1]['a'], which is"),
+        (
+            lambda ct, out, x, y: (ct.sum(), None),
+            ShapeError,
+            "Array float64[] for argument [0], ",
+        ),
+        (
+            lambda ct, out, x, y: (0.0, None),
+            ShapeError,
+            "float for argument [0], which is A",
+        ),
+        (
+            lambda ct, out, x, y: (np.ones(2), None),
+            DtypeError,
+            "ndarray float64[2] for argument [0], which is Array float64[2]. Return a tree like ",
+        ),
+        (
+            lambda ct, out, x, y: (array([1, 2]), None),
+            DtypeError,
+            "Array int64[2] for argument [0], which is Array float64[2]. Return a tree like ",
+        ),
+    ],
+)
+def test_what_a_rule_of_ones_own_returns_is_checked(rule, kind, line):
+    def scaled(x, y):
+        return x * y["a"]
+
+    f = ml.custom_vjp(scaled)
+    f.vjp(rule)
+    start = "custom_vjp: scaled: its rule returned"
+    with pytest.raises(kind, match=rf"^{start} .*{re.escape(line)}|^{start} {re.escape(line)}"):
+        grad(lambda x: f(x, {"a": 2.0 * x}).sum())(array([1.0, 2.0]))
+
+
+def test_none_is_the_cotangent_of_what_does_not_matter():
+    f = ml.custom_vjp(lambda x, y: x * 1.0)
+    f.vjp(lambda ct, out, x, y: (ct, None))
+    found = grad(lambda x, y: f(x, y).sum(), (0, 1))(array([1.0]), {"a": array([2.0, 3.0])})
+    close(found, ([1.0], {"a": [0.0, 0.0]}))
 
 
 # ---- checkpoint
@@ -597,7 +838,7 @@ def test_nested_gradients_in_many_threads():
     assert together == alone * 4
 
 
-def test_a_pullback_in_one_thread_leaves_recording_on_in_another():
+def test_a_pullback_in_one_thread_leaves_recording_as_it_is_in_another():
     entered, resume = threading.Event(), threading.Event()
 
     def rule(ct, out, x):
@@ -609,7 +850,7 @@ def test_a_pullback_in_one_thread_leaves_recording_on_in_another():
     with ThreadPoolExecutor(1) as pool:
         elsewhere = pool.submit(grad(lambda x: slow(x) * x), 3.0)
         assert entered.wait(30)
-        assert recording.on
+        assert grad(lambda x: x * recording.on)(2.0).item() == 1
         close(derivative(lambda x: x**3, 2)(2.0), 12.0)
         close(ml.jvp(lambda x: x**3, (2.0,), (1.0,))[1], 12.0)
         resume.set()
@@ -651,7 +892,7 @@ def test_exceptions_leave_recording_as_it_was():
             grad(bad)(2.0)
         with pytest.raises(BreakdownError):
             grad(grad(bad))(2.0)
-        assert recording.on
+        assert not recording.on  # at the top, where nothing is differentiated
     close(derivative(f, 1)(2.0), 12.0)
     close(derivative(f, 2)(2.0), 12.0)
 

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mamlnp import cli
+import mamlnp as ml
+from mamlnp import cli, nn
+from mamlnp.runs import versions
+from mamlnp.tasks.sinusoid import Sinusoids
 
 TINY = ["--meta-iterations", "2", "--validate-every", "1", "--validation-tasks", "2"]
 SMALL = [*TINY, "--filters", "2", "--num-ways", "2", "--num-queries", "2", "--inner-steps", "1"]
@@ -357,3 +360,43 @@ def test_an_image_that_is_no_image_among_the_queries(capsys: pytest.CaptureFixtu
     Path("query/class0/0.png").write_bytes(io.BytesIO(b"nothing").getvalue())
     line = failure(capsys, "adapt", "omniglot-5w1s", "--support", "data", "--query", "query")
     assert "query/class0/0.png: is none of" in line
+
+
+@pytest.mark.parametrize("rng", [0, None, np.random.RandomState(0)])
+def test_what_is_no_generator_is_refused_in_a_line(rng: Any) -> None:
+    says = r": rng is .*, not a generator. Pass numpy.random.default_rng\(0\)"
+    with pytest.raises(TypeError, match="init" + says):
+        nn.mlp((1, 4, 1)).init(rng=rng)
+    with pytest.raises(TypeError, match="sample" + says):
+        Sinusoids().sample(2, num_shots=1, num_queries=1, rng=rng)
+
+
+def test_arrays_of_the_other_byte_order_are_taken() -> None:
+    x = np.array([1.0, 2.0, 3.0], ">f4")
+    for f in (
+        lambda x: (ml.tanh(x) * x * np.ones(3, "f4")).sum(),
+        ml.compile(lambda x: (x * x).sum()),
+    ):
+        expected = ml.grad(f)(x.astype("f4"))
+        found = ml.grad(f)(x)
+        assert found.dtype == np.float32 and found.dtype.isnative
+        np.testing.assert_array_equal(found.numpy(), expected.numpy())
+    assert ml.array(x).dtype.isnative and (ml.array([1.0], np.float32) * x[:1]).dtype.isnative
+
+
+def test_a_scalar_of_numpys_keeps_its_type_where_it_is_differentiated() -> None:
+    assert ml.grad(lambda x: x * x)(np.float32(2)).dtype == np.float32
+    assert (ml.array([1.0], np.float32) * np.float64(2)).dtype == np.float32  # an operand is weak
+
+
+def test_another_librarys_array_is_taken_by_its_numbers() -> None:
+    class Theirs:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            return np.array([1.0, 2.0])
+
+    assert ml.grad(lambda x: (x * Theirs()).sum())(Theirs()).numpy().tolist() == [1.0, 2.0]
+
+
+def test_the_package_lists_what_it_has_and_its_version() -> None:
+    assert {"load", "initialisations", "rl", "__version__"} <= set(dir(ml))
+    assert ml.__version__ == versions()["mamlnp"] and ml.rl.__name__ == "mamlnp.rl"

@@ -2,14 +2,18 @@
 
 import json
 import os
+import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from mamlnp import checks, cli
+from mamlnp import checks, cli, conformance, figures
+from mamlnp.experiments import EXPERIMENTS, sine
 from mamlnp.op import registry
 
 TINY = ["--meta-iterations", "4", "--validate-every", "2", "--validation-tasks", "5"]
@@ -60,6 +64,9 @@ def test_version_names_what_results_depend_on(capsys: pytest.CaptureFixture[str]
         (["bogus"], "'bogus' is not a command"),
         (["train", "bogus"], "train: bogus is not an experiment"),
         (["evaluate", "nowhere"], "nowhere: there is no such folder"),
+        (["evaluate", "sine"], "sine: is scored beside its baselines"),
+        (["train", "omniglot", "--preset", "today5w1s"], "no 'today5w1s' of omniglot. Near it are"),
+        (["train", "sine", "--out", "file/run"], "file/run: cannot be read or written"),
         (["train", "sine", "--resume", "nowhere"], "nowhere: there is no such folder"),
         (["train", "omniglot", "--data", "nowhere"], "nowhere"),
         (["train", "sine", "--meta-batch-size", "0"], "--meta-batch-size: is 0"),
@@ -71,6 +78,7 @@ def test_version_names_what_results_depend_on(capsys: pytest.CaptureFixture[str]
 def test_a_mistake_is_one_clear_line_and_leaves_nothing(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("file").touch()
     assert run(*arguments) == 2
     error = capsys.readouterr().err
     assert expected in error
@@ -102,7 +110,8 @@ def test_train_evaluate_and_resume_sine(capsys: pytest.CaptureFixture[str]) -> N
 
     assert run("train", "sine", "--resume", "runs/sine") == 0  # already done: nothing changes
     assert run("train", "sine", "--resume", "runs/sine", "--seed", "5") == 2
-    assert "keeps its settings" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "keeps its settings" in said and "--seed 5 (the run has 0)" in said
     assert run("train", "omniglot", "--resume", "runs/sine") == 2
     assert run("train", "sine", *TINY, "--out", "runs/sine") == 2
     assert "not empty" in capsys.readouterr().err
@@ -190,7 +199,15 @@ def wrong(x):
 
 
 def unknown(x):
-    return np.sinc(x)
+    return np.interp(x, [0.0, 1.0], [1.0, 2.0])
+
+
+def chosen(x, index):
+    return x[index] ** 2
+
+
+def random(x):
+    return x * np.random.default_rng().normal()
 
 
 def copies(x):
@@ -228,9 +245,18 @@ def test_a_right_function_of_ones_own(capsys: Any) -> None:
 
 
 @pytest.mark.usefixtures("mine")
+def test_what_was_not_compared_is_said(capsys: Any) -> None:
+    np.save("whole.npy", np.array([0, 2]))
+    assert run(*["check", "mine:chosen", "--args", "3", "whole.npy", "--order", "1"]) == 0
+    assert "1 not differentiable, not compared: index int64[2]" in capsys.readouterr().out
+    assert run(*["check", "--order", "1", "--op", "argmax"]) == 0
+    assert "0 right, 0 wrong, 1 not differentiable, not compared" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("mine")
 def test_a_kink_is_told_from_an_error(capsys: Any) -> None:
     assert run(*["check", "mine:hinge", "--args", "[1e-9, 1.0]", "--order", "1"]) == 0
-    assert "right, 10 kinks redrawn" in capsys.readouterr().out
+    assert "differences left out at kinks" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("mine")
@@ -254,12 +280,221 @@ def test_a_wrong_rule_of_ones_own_is_named(capsys: Any) -> None:
         (["mine:hinge", "--args", "damaged.npy"], "is neither a shape"),
         (["mine:hinge", "--args", "long.npy"], "is neither a shape"),
         (["mine:hinge", "--args", "[" * 100_000], "is neither a shape"),
-        (["mine:unknown", "--args", "3"], "mine:unknown fails in line 34 of mine.py: TypeError"),
-        (["mine:copies", "--args", "3"], "mine:copies fails in line 38 of mine.py: AttributeErr"),
+        (["mine:unknown", "--args", "3"], "mine:unknown fails in line 34 of mine.py: Unavailable"),
+        (["mine:copies", "--args", "3"], "mine:copies fails in line 47 of mine.py: Unavailable"),
         (["mine:logarithm", "--args", "[1, -1]"], "is not finite there"),
+        (["mine:hinge", "--args", "0x3"], "nothing to differentiate by in its arguments"),
+        (["mine:random", "--args", "3"], "not deterministic"),
     ],
 )
 def test_what_cannot_be_checked(argv: list[str], message: str, capsys: Any) -> None:
     assert run(*["check", *argv]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
+
+
+# ---- every door
+
+
+COMMANDS = [
+    *("evaluate", "adapt", "render", "export", "vectors", "verify", "graph", "landscape"),
+    *("figures", "check"),
+    *(f"train {name}" for name in EXPERIMENTS),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_level(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*command.split(), "--help") == 0
+    assert f"usage: mamlnp {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["train", "--help"], ["train", "-h"]])
+def test_help_of_train_names_every_experiment(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in EXPERIMENTS) and "evaluate" not in shown
+
+
+NOWHERE = "there is no folder no/such"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("evaluate RUN --json no/such/a.json", NOWHERE),
+        ("adapt omniglot-5w1s --support s --query q --out no/such/a.csv", NOWHERE),
+        ("adapt omniglot-5w1s --support s --query q --out folder", "folder: is a folder"),
+        ("render cheetah-dir --out no/such/a.gif", NOWHERE),
+        ("export RUN no/such/a.safetensors", NOWHERE),
+        ("graph sine --out no/such/a.dot", NOWHERE),
+        ("landscape --out no/such/a.png", NOWHERE),
+        ("check --json no/such/a.json", NOWHERE),
+        ("vectors file/a", "file/a: cannot be read or written"),
+        ("figures file/a", "file/a: cannot be read or written"),
+        ("train sine --out folder", "folder: the folder is not empty"),
+        ("train folder --data nowhere --out folder", "folder: the folder is not empty"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_found_before_the_work(
+    arguments: str, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").touch()
+    Path("folder").mkdir()
+    Path("folder", "a").touch()
+    if "RUN" in arguments:
+        assert run("train", "sine", *TINY, "--out", "RUN") == 0
+        monkeypatch.setattr(sine, "evaluate", lambda *_, **__: pytest.fail("worked"))
+    capsys.readouterr()
+    for module, work in ((conformance, "write"), (figures, "all_figures"), (checks, "all_rows")):
+        monkeypatch.setattr(module, work, lambda *_: pytest.fail("worked"))
+    assert run(*arguments.split()) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert says in line
+
+
+def images(folder: str, *names: bytes) -> None:
+    """A file of noise, other noise each, under these names."""
+    Path(folder).mkdir(parents=True)
+    for name in names:
+        pixels = np.frombuffer(name.ljust(64, b"."), np.uint8).reshape(8, 8)
+        Image.fromarray(pixels).save(f"{folder}/new.png")
+        os.rename(f"{folder}/new.png", os.fsencode(folder) + b"/" + name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names there are text")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_name_that_is_no_text_loses_nothing(encoding: str) -> None:
+    for name in (b"caf\xe9", b"other"):
+        images(os.fsdecode(b"support/" + name), name + b".png")
+    images("query", b"q\xe9.png", "\u00e9.png".encode())
+    done = subprocess.run(
+        [sys.executable, "-m", "mamlnp", "adapt", "omniglot-5w1s", "--support", "support",
+         "--query", "query"],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"written to predictions.csv" in done.stdout and done.stdout.count(b"query/") == 2
+    table = Path("predictions.csv").read_bytes()
+    assert all(name in table for name in (b"caf\xe9", b"query/q\xe9.png", "\u00e9".encode()))
+
+
+def test_what_adapt_cannot_know_and_what_it_left_out_is_said_in_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images("support/one", b"a.png")
+    images("query", b"a.png")
+    Path("query/photo.heic").touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run("adapt", "omniglot-5w1s", "--support", "support", "--query", "query") == 0
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert first.startswith("mamlnp: query: photo.heic left out")
+    assert second.startswith("mamlnp: adapt: all images are of one class")
+
+
+def test_the_home_of_a_path_is_found_whatever_the_shell_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run("train", "folder", "--data=~/images") == 2
+    assert f"{tmp_path}/home/images: there is no such folder" in capsys.readouterr().err
+    Path("home").mkdir()
+    assert run("train", "sine", *TINY, "--out=~/run") == 0
+    assert Path("home/run/config.json").exists()
+    assert run("evaluate", "~/run", "--tasks", "5") == 0
+    assert run("graph", "sine", "--out=~/tape.dot") == 0 and Path("home/tape.dot").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("MPLBACKEND", "module://no_such.backend", ""),
+        ("NUMBA_DISABLE_JIT", "1", "NUMBA_DISABLE_JIT: is set"),
+    ],
+)
+def test_what_other_programs_set_is_harmless_or_said(name: str, value: str, says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mamlnp", "train", "sine", *TINY],
+        capture_output=True,
+        check=False,
+        text=True,
+        env={**os.environ, name: value, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert "Traceback" not in done.stderr and says in done.stderr
+    assert done.returncode == (2 if says else 0)
+
+
+def test_ctrl_c_while_importing_is_a_line() -> None:
+    program = (
+        "import builtins, runpy, sys\n"
+        "usual = builtins.__import__\n"
+        "def stopped(name, *rest, **more):\n"
+        "    if name == 'tyro':\n"
+        "        raise KeyboardInterrupt\n"
+        "    return usual(name, *rest, **more)\n"
+        "builtins.__import__ = stopped\n"
+        "sys.argv = ['mamlnp', '--version']\n"
+        "runpy.run_module('mamlnp', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        check=False,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (done.returncode, done.stderr) == (130, "mamlnp: interrupted.\n")
+
+
+def test_a_name_that_comes_with_the_package_is_scored_like_a_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    how = ("--tasks", "2")
+    assert run("evaluate", "nav2d", *how) == 0
+    first = capsys.readouterr().out
+    assert Path("runs/nav2d/evaluation.json").exists() and "runs/nav2d" in first
+    assert run("evaluate", "nav2d", *how) == 0
+    assert capsys.readouterr().out == first
+    Path("runs/nav2d").rename("runs/omniglot-5w1s")
+    assert run("evaluate", "omniglot-5w1s", *how) == 2
+    assert "runs/omniglot-5w1s: holds another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        ([4.0, 1.0, 0.5], ""),
+        (
+            [4.0, 1.0, 4e15],
+            "done, but the training diverged: its loss was 4 to begin with and is 4e+15",
+        ),
+        ([4.0], ""),
+        ([], ""),
+    ],
+)
+def test_a_training_that_diverged_does_not_end_as_if_it_were_done(
+    losses: list[float], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    def train(config: Any, run: Any, *_: Any, **__: Any) -> None:
+        for n, loss in enumerate(losses):
+            run.log(n, {"train_loss": loss})
+
+    monkeypatch.setattr(sine, "train", train)
+    assert run("train", "sine", "--out", "run") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(says or "done. ") and last.endswith("mamlnp evaluate run")
+
+
+def test_a_run_that_was_stopped_says_of_how_many(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "sine", *TINY, "--out", "run") == 0
+    config = Path("run/config.json")
+    config.write_text(config.read_text().replace('"meta_iterations": 4', '"meta_iterations": 9000'))
+    assert run("evaluate", "run", "--tasks", "5") == 0
+    assert (
+        "best of 4 on 5 validation tasks (of 9000 that were asked for)" in capsys.readouterr().out
+    )

@@ -18,6 +18,7 @@ from mamlnp.autodiff import dot, grad, vjp
 from mamlnp.cli import main
 from mamlnp.conformance import CASES, MISTAKES, RIGHT, Variant, cases, named
 from mamlnp.diagnosis import diagnose
+from mamlnp.errors import DataError
 from mamlnp.rl.maml_rl import flat
 
 ROOT = Path(__file__).parents[1]
@@ -238,6 +239,28 @@ def test_two_mistakes_at_once_are_both_named() -> None:
     assert "first order" in explanation and "averaged" in explanation
 
 
+@pytest.mark.parametrize("how", [RIGHT, Variant(first_order=True)])
+def test_a_flipped_sign_and_a_constant_factor_are_named(how: Variant) -> None:
+    minus = diagnose({key: -value for key, value in answer(how).items()}).explanations
+    assert all("the sign is flipped" in mistake for mistake in minus) and minus
+    assert ("first order" in minus[0]) == how.first_order
+    (seven,) = diagnose({key: 7 * value for key, value in answer().items()}).explanations
+    assert seven == "every number is 7 times the right one"
+    each = {key: value * (3 if key.startswith("conv") else 2) for key, value in answer().items()}
+    (different,) = diagnose(each).explanations
+    assert (
+        "a constant times the right one: 2 in quadratic" in different and "3 in conv" in different
+    )
+
+
+def test_a_right_but_flattened_gradient_is_told_its_shape() -> None:
+    given = {key: value.ravel() for key, value in answer().items()}
+    with pytest.raises(
+        DataError, match=r"is float64\[\d+\], not float64\[\d+, \d+\]. Give the gradient that shape"
+    ):
+        diagnose(given)
+
+
 def test_another_order_of_axes_is_seen() -> None:
     turned = {k: np.ascontiguousarray(v.T) for k, v in answer().items()}
     (explanation,) = diagnose(turned).explanations
@@ -356,7 +379,7 @@ def test_files_that_are_none(folder: Path, tmp_path: Path, capsys: Any) -> None:
 @pytest.mark.parametrize("package", ["torch", "jax"])
 def test_the_examples_agree(package: str, folder: Path, tmp_path: Path, capsys: Any) -> None:
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed: pip install 'mamlnp[peers]'")
+        pytest.skip(f"{package} is not installed: pip install {package}")
     (tmp_path / "vectors").symlink_to(folder)
     script = ROOT / "examples" / f"verify_{package}.py"
     subprocess.run([sys.executable, script], check=True, cwd=tmp_path, env=dict(os.environ))

@@ -1,7 +1,10 @@
 """The environments: physics bit for bit, rewards by hand, ends, seeds, Gymnasium's interface."""
 
+import copy
+import pickle
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from mamlnp.errors import MissingPackageError
+from mamlnp.errors import DataError, DtypeError, MissingPackageError, ShapeError
 from mamlnp.rl.envs import ENVIRONMENTS, locomotion
 from mamlnp.rl.gym import IDS
 
@@ -214,7 +217,7 @@ def test_a_missing_package_is_named_with_the_extra(
     monkeypatch.setitem(sys.modules, package, None)
     if package == "gymnasium":
         monkeypatch.setattr(locomotion.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingPackageError, match=rf"^{package}: .*pip install 'mamlnp\[rl\]'"):
+    with pytest.raises(MissingPackageError, match=rf"^{package}: .*pip install '"):
         locomotion.physics("ant")
 
 
@@ -318,3 +321,123 @@ def test_a_task_can_be_set_at_reset() -> None:
     env: Any = gymnasium.make(IDS["ant-vel"])
     assert env.reset(seed=0, options={"task": [2.5]})[1]["task"] == [2.5]
     assert env.reset()[1]["task"] == [2.5]
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_what_a_seed_gives_does_not_depend_on_what_was_before(name: str) -> None:
+    def begun(env: Any) -> tuple[np.ndarray, ...]:
+        seen, info = env.reset(seed=3)
+        action = np.full(env.action_space.shape, 0.3, np.float32)
+        return seen, info["task"], *(env.step(action)[0] for _ in range(3)), env.reset()[0]
+
+    used, new = gymnasium.make(IDS[name]), gymnasium.make(IDS[name])
+    expected = begun(new)
+    used.reset(seed=1)
+    for n in range(30):
+        used.step(rng(n).uniform(-1, 1, used.action_space.shape).astype(np.float32))
+    used.unwrapped.sample_tasks(5)  # type: ignore[attr-defined]
+    for env in (used, new, used):
+        for a, b in zip(begun(env), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_environments_side_by_side_are_each_seeded_by_itself(name: str) -> None:
+    several = gymnasium.make_vec(IDS[name], num_envs=2, vectorization_mode="sync")
+    several.reset(seed=8)
+    several.step(several.action_space.sample())
+    seen, info = several.reset(seed=3)
+    for n in range(2):
+        one, of_one = gymnasium.make(IDS[name]).reset(seed=3 + n)
+        np.testing.assert_array_equal(seen[n], one)
+        np.testing.assert_array_equal(info["task"][n], of_one["task"])
+
+
+def test_a_task_drawn_is_kept_until_a_seed_and_one_set_for_good() -> None:
+    env: Any = gymnasium.make(IDS["cheetah-vel"])
+    drawn = env.reset(seed=3)[1]["task"]
+    assert env.reset()[1]["task"] == drawn
+    assert env.reset(options={"task": None})[1]["task"] == drawn
+    assert env.reset(seed=4)[1]["task"] != drawn
+    start = env.reset(seed=3)[0]
+    env.unwrapped.set_task([0.5])
+    seen, info = env.reset(seed=3)
+    assert info["task"] == [0.5]
+    np.testing.assert_array_equal(seen, start)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+@pytest.mark.parametrize("name", IDS)
+def test_a_copy_goes_on_by_itself(name: str, copied: Callable[[Any], Any]) -> None:
+    env: Any = gymnasium.make(IDS[name]).unwrapped
+    actions = rng(1).uniform(-1, 1, (40, *env.action_space.shape)).astype(np.float32)
+    env.reset(seed=3)
+    for action in actions[:20]:
+        env.step(action)
+    one, another = copied(env), copied(env)
+    expected = [env.step(action) for action in actions[20:]]
+    another.step(actions[0])
+    for action, (observation, reward, *_) in zip(actions[20:], expected, strict=True):
+        seen, got, *_ = one.step(action)
+        np.testing.assert_array_equal(seen, observation)
+        assert got == reward
+    np.testing.assert_array_equal(one.reset()[0], env.reset()[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "error", "says"),
+    [
+        (
+            "cheetah-vel",
+            [np.nan],
+            DataError,
+            "cheetah-vel: the task is .*nan.* Pass finite numbers",
+        ),
+        ("cheetah-vel", [1.0, 2.0], ShapeError, r"the task has shape \[2\], not \[1\]"),
+        ("nav2d", 0.1, ShapeError, r"the task has shape \[\], not \[2\]"),
+        ("ant-dir", 0.5, DataError, "the task is 0.5. Pass 1 or -1"),
+        ("ant-vel", "fast", DtypeError, "the task is 'fast', which is not an array of numbers"),
+        ("nav2d", [[1], [1, 2]], DtypeError, "not an array of numbers"),
+    ],
+)
+def test_a_task_that_there_is_not_is_refused(
+    name: str, task: Any, error: type[Exception], says: str
+) -> None:
+    env: Any = gymnasium.make(IDS[name])
+    with pytest.raises(error, match=says):
+        env.reset(seed=0, options={"task": task})
+    with pytest.raises(error, match=says):
+        env.unwrapped.set_task(task)
+
+
+def test_a_task_beyond_those_that_are_drawn_is_said() -> None:
+    env: Any = gymnasium.make(IDS["cheetah-vel"])
+    with pytest.warns(UserWarning, match=r"the task \[2.5\] is outside of \[0, 2\]"):
+        env.reset(options={"task": 2.5})
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "says"),
+    [
+        (0.5, ShapeError, r"cheetah-vel: the action has shape \(\), not \(6,\)"),
+        (np.zeros(7), ShapeError, r"shape \(7,\), not \(6,\)"),
+        (np.zeros((1, 6)), ShapeError, r"shape \(1, 6\), not \(6,\)"),
+        ([0, 0, 0, 0, 0, np.nan], DataError, "the action is .*nan"),
+        (["a"] * 6, DtypeError, "not an array of numbers"),
+        (None, DtypeError, "the action is None"),
+    ],
+)
+def test_an_action_of_another_kind_is_refused(
+    action: Any, error: type[Exception], says: str
+) -> None:
+    env: Any = gymnasium.make(IDS["cheetah-vel"], disable_env_checker=True)
+    env.reset(seed=0)
+    with pytest.raises(error, match=says):
+        env.step(action)
+
+
+def test_a_step_before_the_first_reset_is_refused() -> None:
+    with pytest.raises(gymnasium.error.ResetNeeded, match="nav2d: call reset before step"):
+        gymnasium.make(IDS["nav2d"]).unwrapped.step(np.zeros(2, np.float32))

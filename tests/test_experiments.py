@@ -165,6 +165,45 @@ def test_training_lowers_the_loss_and_leaves_pictures(tmp_path: Path) -> None:
     assert {row.tasks for row in maml_rows} == {30}
 
 
+def test_the_sine_takes_one_and_two_inner_steps_in_turn_and_the_papers_preset_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    original = parallel.meta_step
+
+    def noting(*args: Any, inner_steps: int, **how: Any) -> Any:
+        step = original(*args, inner_steps=inner_steps, **how)
+
+        def noted(*state: Any) -> Any:
+            taken.append(inner_steps)
+            return step(*state)
+
+        return noted
+
+    monkeypatch.setattr(parallel, "meta_step", noting)
+    for preset, expected in (("today", [1, 2, 1, 2]), ("paper", [1, 1, 1, 1])):
+        config = dataclasses.replace(
+            sine.PRESETS[preset],
+            meta_iterations=4,
+            validate_every=4,
+            validation_tasks=2,
+            baseline_iterations=1,
+        )
+        taken.clear()
+        sine.train(config, create_run("sine", config, tmp_path / preset), sine.load(config))
+        assert taken == expected
+
+
+def test_what_diverged_tasks_mean_is_said_and_the_median_is_printed() -> None:
+    assert "none" in sine._divergence(0)
+    assert "overshoots" in sine._divergence(2) and "median" in sine._divergence(2)
+    with np.errstate(over="ignore"):
+        table = rows("sine 5-shot", "MAML", np.array([[1.0, 2.0, 3.0], [1.0, 4.0, np.nan]]))
+    assert [row.median for row in table] == [2.0, 4.0]
+    assert [row.diverged for row in table] == [0, 1]
+    assert "2.000 +- 0.924 (2.000)" in as_table(table, ["MAML"], medians=True)
+
+
 def test_the_best_parameters_are_kept_not_the_last(tmp_path: Path) -> None:
     config = dataclasses.replace(SINE, meta_iterations=40)
     run = create_run("sine", config, tmp_path / "run")

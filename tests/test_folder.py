@@ -244,3 +244,39 @@ def test_nothing_to_predict(tmp_path, read):
     (tmp_path / "a/a.jpg").write_bytes(b"hello")
     with pytest.raises(DataError, match=r"a/a\.jpg: is none of PNG"):
         read(tmp_path, size=4, channels=3)
+
+
+def test_folders_of_the_split_may_begin_with_capitals(tmp_path):
+    for split in ("Train", "Val", "TEST"):
+        write(tmp_path / split, **{split.lower(): 1})
+    data = load_folder(tmp_path, size=4)
+    assert {split: part.names for split, part in data.items()} == {
+        "train": ("train",),
+        "validation": ("val",),
+        "test": ("test",),
+    }
+
+
+def test_files_that_are_no_images_are_said_to_be_left_out(tmp_path):
+    write(tmp_path, cat=1, dog=1)
+    for name in ("cat/1.heic", "cat/2.heic", "dog/.DS_Store", "dog/notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.warns(UserWarning) as said:
+        read_support(tmp_path, size=4, channels=3)
+    first, second = (f"{warning.message}" for warning in said)
+    assert "cat: 1.heic, 2.heic left out" in first and "dog: notes.txt left out" in second
+    with pytest.warns(UserWarning, match="cat/1.heic, cat/2.heic, dog/notes.txt left out"):
+        assert len(read_query(tmp_path, size=4, channels=3)[1]) == 2
+
+
+def test_a_jfif_is_a_jpeg(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.jfif", "JPEG")
+    assert read_query(tmp_path, size=4, channels=3)[1] == [tmp_path / "a.jfif"]
+
+
+def test_linked_folders_are_queried_too(tmp_path):
+    write(tmp_path / "photographs", cat=2)
+    (tmp_path / "query").mkdir()
+    (tmp_path / "query" / "linked").symlink_to(tmp_path / "photographs")
+    _, paths = read_query(tmp_path / "query", size=4, channels=3)
+    assert [path.name for path in paths] == ["0.png", "1.png"]

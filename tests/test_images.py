@@ -43,13 +43,13 @@ def photograph(seed, size=(40, 30)):
     return Image.fromarray(corners).resize(size, Image.Resampling.BICUBIC)
 
 
+def chunk(kind, content):
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
 def bomb(width, height):
     """A small PNG that claims many pixels."""
-
-    def chunk(kind, data):
-        checksum = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = (
         chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
@@ -491,3 +491,95 @@ def test_a_progress_bar_on_stderr_where_it_takes_long(tmp_path, monkeypatch, cap
     decode(list(images_in(folder_of(tmp_path)).values()), size=8, channels=3)
     out, err = capsys.readouterr()
     assert not out and ("decoding" in err) == (worth == 3)
+
+
+# Broken metadata
+
+TURNED = struct.pack("<HHII", 0x112, 3, 1, 6)
+
+
+def with_exif(*entries):
+    """A JPEG file with these EXIF entries."""
+    content = encoded(photograph(0), "JPEG")
+    notes = b"Exif\0\0II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(entries))
+    notes += b"".join(entries) + bytes(4)
+    return content[:2] + b"\xff\xe1" + struct.pack(">H", len(notes) + 2) + notes + content[2:]
+
+
+def with_chunk(piece):
+    content = encoded(photograph(0), "PNG")
+    return content[:33] + piece + content[33:]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        struct.pack("<HHI4s", 0x11A, 2, 4, b"72\0\0"),  # a resolution as text
+        struct.pack("<HHIf", 0x100, 11, 1, 1.5),  # a fraction where a whole number belongs
+        struct.pack("<HHII", 0x10F, 2, 1 << 30, 1 << 30),  # text that begins beyond the file
+    ],
+)
+def test_a_damaged_note_of_a_cameras_is_no_damage_to_the_pixels(entry):
+    upright = read_image("x", with_exif(TURNED), size=8, channels=3)
+    np.testing.assert_array_equal(
+        read_image("x", with_exif(entry, TURNED), size=8, channels=3), upright
+    )
+    plain = read_image("x", with_exif(), size=8, channels=3)
+    assert not np.array_equal(plain, upright)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(b"0" * (80 << 20))),
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(range(32, 99)) * 22_000)),
+        chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(3 << 20))),
+        chunk(b"tEXt", b"a\0b")[:-1] + b"?",  # another checksum
+        chunk(b"eXIf", b"II*\0")[:-1] + b"?",
+    ],
+)
+def test_long_or_damaged_text_in_a_png_is_no_damage_to_the_pixels(piece):
+    plain = read_image("x", encoded(photograph(0), "PNG"), size=8, channels=3)
+    np.testing.assert_array_equal(read_image("x", with_chunk(piece), size=8, channels=3), plain)
+
+
+def test_damaged_pixels_under_damaged_text_are_still_damage():
+    whole = with_chunk(chunk(b"tEXt", b"a\0b")[:-1] + b"?")
+    with pytest.raises(DataError, match="is damaged"):
+        read_image("x", whole[:-40], size=8, channels=3)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_transparent_level_is_white_at_any_depth(depth):
+    header = struct.pack(">IIBBBBB", 8, 8, depth, 0, 0, 0, 0)
+    row = b"\0" + int("1".zfill(depth) * 8, 2).to_bytes(depth)  # eight pixels of the level 1
+    pieces = [
+        chunk(b"IHDR", header),
+        chunk(b"tRNS", b"\0\1"),
+        chunk(b"IDAT", zlib.compress(row * 8)),
+        chunk(b"IEND", b""),
+    ]
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(pieces)
+    assert (read_image("x", content, size=8, channels=1) == 255).all()
+    other = content.replace(pieces[1], chunk(b"tRNS", b"\0\0"))
+    assert (read_image("x", other, size=8, channels=1) < 255).all() or depth == 1
+
+
+def test_a_transparent_colour_of_sixteen_bits_is_white():
+    pixel = struct.pack(">HHH", 300, 300, 300)
+    pieces = [
+        chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)),
+        chunk(b"tRNS", pixel),
+        chunk(b"IDAT", zlib.compress((b"\0" + pixel * 2) * 2)),
+        chunk(b"IEND", b""),
+    ]
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(pieces)
+    assert (read_image("x", content, size=2, channels=3) == 255).all()
+
+
+def test_linked_folders_are_walked_and_those_that_hold_themselves_once(tmp_path):
+    write_tree(tmp_path / "elsewhere", ["b.png"])
+    root = write_tree(tmp_path / "root", ["a.png", "deep/c.png"])
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "deep" / "above").symlink_to(root)
+    assert list(images_in(root, below=True)) == ["a.png", "deep/c.png", "linked/b.png"]

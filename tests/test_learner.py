@@ -1,6 +1,7 @@
 """theta ready to adapt: against maml.adapt, and the three kinds of batch-norm statistics."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from mamlnp import initialisations, load, maml, tree
-from mamlnp.errors import DataError, ShapeError
+from mamlnp.errors import DataError, DtypeError, ShapeError
 from mamlnp.experiments import EXPERIMENTS, command, omniglot, sine
 from mamlnp.experiments.classification import inner_lr, learner, network, task_loss
 from mamlnp.learner import Classifier, query_logits
@@ -29,6 +30,7 @@ def as_task(support: Any, query: Any) -> Task:
     return Task(Batch(support[None], LABELS[None]), Batch(query[None], None))
 
 
+@pytest.mark.filterwarnings("ignore:predict. .* statistics of one image")
 @pytest.mark.parametrize("batch_norm", ["transductive", "support", "per-query"])
 def test_a_classifier_adapts_and_predicts_as_the_inner_loop_does(batch_norm: Any) -> None:
     model, inputs = classifier(), (255 - IMAGES).astype(np.float32) / 255  # ink is bright
@@ -64,6 +66,7 @@ def test_the_papers_loss_does_not_make_steps_longer_where_there_are_more_images(
         np.testing.assert_allclose(a.numpy(), c.numpy()[0], 1e-4, 1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:predict. .* statistics of one image")
 @pytest.mark.parametrize("batch_norm", ["support", "per-query"])
 def test_only_transductive_predictions_depend_on_the_other_queries(batch_norm: Any) -> None:
     adapted = classifier().adapt(IMAGES[:3], LABELS)
@@ -130,8 +133,8 @@ def test_a_run_is_loaded_and_exported(tmp_path: Path) -> None:
     assert there.about["scores"] == [{"mean": 1.5}]
     assert there.about["command"] == command(run)
     assert command(run) == (
-        "mamlnp train sine --meta-iterations 4 --baseline-iterations 1 --validate-every 2 "
-        "--validation-tasks 5 --seed 0"
+        "mamlnp train sine --preset today --meta-iterations 4 --baseline-iterations 1 "
+        "--validate-every 2 --validation-tasks 5 --seed 0"
     )
     x, y = [[0.0], [1.0]], [[0.0], [0.8]]
     np.testing.assert_array_equal(
@@ -165,3 +168,41 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None
 
 def test_every_experiment_has_a_command() -> None:
     assert all(hasattr(module, "learner") for module in EXPERIMENTS.values())
+
+
+def test_one_class_and_one_image_of_two_are_warned_of() -> None:
+    model = classifier()
+    with pytest.warns(UserWarning, match="adapt: all images are of one class"):
+        model.adapt(IMAGES[:2], [0, 0])
+    same = np.stack([IMAGES[0], IMAGES[1], IMAGES[0]])
+    with pytest.warns(UserWarning, match="image 2, of class 2, is the same as one of class 0"):
+        model.adapt(same, LABELS)
+    model.adapt(same, [0, 1, 0])  # twice in one class is nobody's mistake
+
+
+@pytest.mark.parametrize(("batch_norm", "count"), [("per-query", 3), ("transductive", 1)])
+def test_statistics_of_one_image_are_warned_of(batch_norm: Any, count: int) -> None:
+    adapted = classifier().adapt(IMAGES[:3], LABELS)
+    with pytest.warns(UserWarning, match=f"predict: {batch_norm} statistics of one image"):
+        adapted.predict(IMAGES[3 : 3 + count], batch_norm=batch_norm)
+
+
+@pytest.mark.parametrize(
+    "images", [IMAGES.astype(np.float32), IMAGES.astype(int), IMAGES / 127.5 - 1, IMAGES * np.nan]
+)
+def test_images_on_another_scale_are_refused(images: Any) -> None:
+    with pytest.raises(DataError, match=r"but the network knows those from 0 to 1.*divide by 255"):
+        classifier().adapt(images[:3], LABELS)
+
+
+def test_a_learner_is_shown_in_a_line() -> None:
+    model = classifier()
+    assert re.fullmatch(
+        r"<Classifier: inputs \[28, 28, 1\], [\d,]+ parameters, \d+ inner steps>", repr(model)
+    )
+    assert repr(model.adapt(IMAGES[:3], LABELS)) == repr(model)
+
+
+def test_inputs_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(DtypeError, match="inputs: are no array of numbers"):
+        classifier().adapt([["a"]], [0])

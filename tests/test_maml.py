@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_one_number_a_task_is_refused(reduced, method):
     ):
         with pytest.raises(ShapeError, match=r"loss: returned float64\[.*\] for 3 tasks"):
             f()
-        assert recording.on
+        assert not recording.on
 
 
 # ---- tasks are summed
@@ -616,3 +616,105 @@ def test_the_explicit_product_keeps_no_tape_across_steps():
     activations = 2 * 2000 * (5 + 4) * 8  # bytes that the tape of one step keeps at the least
     assert growth["backprop"] > 8 * activations
     assert growth["hvp"] < activations / 4
+
+
+# ---- one task alone
+
+
+def mixing(params, batch):
+    """The bias (T, 1) meets (T, N, 1) along the examples, when they are as many as the tasks."""
+    return ((batch.x @ params["w"] + params["b"] - batch.y) ** 2).mean((1, 2))
+
+
+def right(params, batch):
+    return mixing(params | {"b": params["b"][:, None]}, batch)
+
+
+def linear_problem():
+    rng = np.random.default_rng(0)
+    task = Task(*(Batch(x, np.sin(x)) for x in rng.normal(size=(2, 5, 5, 1))))
+    return {"w": rng.normal(size=(1, 1)), "b": np.zeros(1)}, task
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("method", ["backprop", "hvp"])
+def test_a_loss_that_mixes_tasks_is_told_so_under_debug_tasks(dtype, method):
+    params, task = tree.map(lambda x: x.astype(dtype), linear_problem())
+    maml.meta_gradient(mixing, params, task, inner_lr=0.1, method=method)  # silently
+    with ml.debug_tasks():
+        maml.meta_gradient(right, params, task, inner_lr=0.1, method=method)
+        with pytest.raises(ShapeError, match=r"tasks are broadcast against .*params\['b'\]"):
+            maml.meta_gradient(mixing, params, task, inner_lr=0.1, method=method)
+    maml.meta_gradient(mixing, params, task, inner_lr=0.1, method=method)
+
+
+def test_a_loss_that_mixes_tasks_labels_is_told_so():
+    params, task = linear_problem()
+    flat = Task(*(Batch(b.x, b.y[..., 0]) for b in task))
+
+    def loss(params, batch):  # (T, N, 1) - (T, N)
+        return ((batch.x @ params["w"] - batch.y) ** 2).mean((1, 2))
+
+    with ml.debug_tasks(), pytest.raises(ShapeError, match="broadcast against examples"):
+        maml.adapt(loss, params, flat.support, inner_lr=0.1)
+
+
+def test_what_the_batch_does_not_hold_is_told_under_debug_tasks():
+    params, task = linear_problem()
+
+    def loss(params, batch):  # closes over the labels
+        labels = ml.reshape(task.support.y, batch.x.shape)
+        return ((batch.x @ params["w"] - labels) ** 2).mean((1, 2))
+
+    with ml.debug_tasks(), pytest.raises(ShapeError, match="task 0 of 5 has none alone"):
+        maml.adapt(loss, params, task.support, inner_lr=0.1)
+
+
+@problems
+def test_debug_tasks_changes_nothing_of_what_is_right(problem):
+    plain = maml.meta_gradient(*problem, inner_lr=0.1)
+    with ml.debug_tasks():
+        checked = maml.meta_gradient(*problem, inner_lr=0.1)
+        ml.compile(lambda p: maml.meta_gradient(problem.loss, p, problem.task, inner_lr=0.1))(
+            problem.params
+        )
+    assert distance(plain, checked) == 0
+
+
+def test_a_random_loss_is_not_judged_under_debug_tasks():
+    params, task = linear_problem()
+    rng = np.random.default_rng(0)
+
+    def loss(params, batch):
+        return right(params, batch) * rng.normal()
+
+    with ml.debug_tasks():
+        maml.adapt(loss, params, task.support, inner_lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "says"),
+    [
+        ({"inner_steps": -1}, ValueError, "adapt: inner_steps is -1. Pass a whole number"),
+        ({"inner_steps": 1.5}, ValueError, "adapt: inner_steps is 1.5"),
+        ({"inner_lr": -0.1}, ValueError, "adapt: inner_lr is -0.1. Pass a finite number"),
+        ({"inner_lr": {"w": -0.1}}, ValueError, r"adapt: inner_lr\['w'\] is -0.1"),
+        ({"inner_lr": float("nan")}, ValueError, "adapt: inner_lr is nan"),
+    ],
+)
+@pytest.mark.parametrize("method", ["backprop", "hvp"])
+def test_steps_and_rates_that_mean_nothing_are_refused(how, error, says, method) -> None:
+    batch = Batch(np.ones((2, 3, 1)), np.ones((2, 3, 1)))
+    how = {"inner_lr": 0.1, **how}
+
+    def loss(params, batch):
+        return mse(batch.x * ml.reshape(params["w"], (-1, 1, 1)), batch.y, reduction="mean")
+
+    with pytest.raises(error, match=says):
+        maml.meta_gradient(loss, {"w": 1.0}, Task(batch, batch), method=method, **how)
+    with pytest.raises(error, match=says):
+        maml.adapt(loss, {"w": 1.0}, batch, **how)
+    with pytest.raises(TypeError, match=r"adapt: support is a Task, not a Batch. Pass .*support"):
+        maml.adapt(loss, {"w": 1.0}, Task(batch, batch), inner_lr=0.1)
+    with pytest.raises(TypeError, match="meta_loss: task is a Batch, not a Task"):
+        maml.meta_gradient(loss, {"w": 1.0}, batch, inner_lr=0.1, method=method)

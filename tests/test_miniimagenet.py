@@ -503,3 +503,66 @@ def test_what_a_pickle_makes_python_say_in_two_lines_is_one(tmp_path):
     with pytest.raises(DataError, match="damaged, or more than a pickle") as caught:
         miniimagenet._unpickled(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inside", "prefix", "header"),
+    [
+        ("images\\", "", "filename,label"),
+        ("./images/", "", "filename,label"),
+        ("mini-imagenet/images/", "images/", "filename,label"),
+        ("images/", "images\\", "filename,label"),
+        ("", "./images/", "filename,label"),
+        ("IMAGES/", "images/", "Filename, Label"),
+    ],
+)
+def test_names_are_told_whatever_their_writer_made_of_slashes(tmp_path, inside, prefix, header):
+    root = write_tables(tmp_path, header=header, prefix=prefix)
+    with zipfile.ZipFile(root / "images.zip", "w") as archive:
+        for path, content in FILES.items():
+            member = zipfile.ZipInfo("x")
+            member.filename = inside + path  # as other programs write it
+            archive.writestr(member, content)
+    found = load_miniimagenet(root, size=SIZE)
+    expected = load_miniimagenet(write_images(write_tables(tmp_path / "plain")), size=SIZE)
+    for split, part in expected.items():
+        assert found[split].names == part.names
+        np.testing.assert_array_equal(found[split].images[:], part.images[:])
+
+
+def test_images_may_lie_in_a_folder_a_class_that_the_table_does_not_say(tmp_path):
+    root = write_tables(tmp_path / "root")
+    for path, content in FILES.items():
+        place = tmp_path / "elsewhere" / path[:3] / path.upper()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    (root / "images").mkdir()
+    for folder in (tmp_path / "elsewhere").iterdir():
+        (root / "images" / folder.name).symlink_to(folder)
+    assert {split: len(part.names) for split, part in load_miniimagenet(root).items()} == {
+        "train": 3,
+        "validation": 1,
+        "test": 2,
+    }
+
+
+def test_a_name_that_two_images_have_is_not_guessed(tmp_path):
+    root = write_tables(tmp_path)
+    for folder in ("a", "b"):
+        (root / "images" / folder).mkdir(parents=True)
+        for path, content in FILES.items():
+            (root / "images" / folder / path).write_bytes(content)
+    with pytest.raises(DataError, match="is not among the images"):
+        load_miniimagenet(root)
+
+
+@pytest.mark.parametrize("page", ["<html>quota exceeded</html>", "\n<!DOCTYPE html><p>log in"])
+def test_a_web_page_saved_under_the_files_name_is_called_one(tmp_path, page):
+    for split in ("train", "val", "test"):
+        (tmp_path / f"mini-imagenet-cache-{split}.pkl").write_text(page)
+    with pytest.raises(DataError, match="it is a web page, which a server sent instead"):
+        load_miniimagenet(tmp_path)
+    zipped = write_tables(tmp_path / "zipped")
+    (zipped / "images.zip").write_text(page)
+    with pytest.raises(DataError, match=r"images\.zip: not a whole zip file \(it is a web page"):
+        load_miniimagenet(zipped)

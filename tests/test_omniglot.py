@@ -535,3 +535,18 @@ def test_real_omniglot(monkeypatch):
     for part in drawn.values():
         for name, image in zip(part.names, by_class(part), strict=True):
             np.testing.assert_array_equal(image, images[name])
+
+
+@pytest.mark.parametrize("spelled", [lambda p: "./" + p, lambda p: p.replace("/", "\\")])
+def test_a_zip_of_another_programs_names_is_the_same(tmp_path, spelled):
+    expected = load(write_zips(tmp_path / "plain"))
+    for part in PARTS:
+        with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as archive:
+            for path, content in TREE.items():
+                if path.startswith(part):
+                    member = zipfile.ZipInfo("x")
+                    member.filename = spelled(path)
+                    archive.writestr(member, content)
+    found = load(tmp_path)
+    assert found.names == expected.names
+    np.testing.assert_array_equal(by_class(found), by_class(expected))

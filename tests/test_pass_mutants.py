@@ -90,8 +90,6 @@ def multiplied(x: Any, w: Any, t: Any, b: Any) -> Any:
         w @ turned(w) + turned(w) @ w,
         z @ w + z,
         ml.tanh(again @ w + again),
-        ((x @ (6 * w)) * x).sum(0),
-        ml.exp(x) @ w,
         ml.relu(x @ w + x @ b[1] + lead.swapaxes(0, 1) @ b[0]).sum((0, 1)),
         x + z @ w,
         (x @ (2 * w) + x @ (3 * w)) + (x @ (4 * w) + x @ (5 * w)),
@@ -134,6 +132,10 @@ def windows_of_tasks(x: Any, w: Any) -> Any:
 PROGRAMS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "moved": (moved, [*numbers((3, 3, 3), (3, 3, 3)), np.arange(3)]),
     "multiplied": (multiplied, numbers((2, 3, 4, 4), (4, 4), (3, 2, 4, 4), (3, 4, 4))),
+    "two results of one loop": (
+        lambda x, v, w: (((x @ v) * x).sum(0), ml.exp(x) @ w),
+        numbers((5, 7), (7, 7), (7, 7)),
+    ),
     "narrow": (narrow, [np.arange(35).reshape(5, 7), *numbers((5, 7), (7, 7))]),
     "residual": (
         lambda p, v, x: ml.hvp(lambda p: residual(p, x), p, v),

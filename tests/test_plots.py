@@ -201,6 +201,15 @@ def test_episode(tmp_path, figures):
     assert wrong != right
 
 
+def test_a_class_whose_name_is_no_text_is_drawn(tmp_path, figures):
+    task, probabilities = an_episode(3, 1, 1)
+    path = tmp_path / "episode.png"
+    names = ["a", "b", "caf\udce9"]
+    plots.episode(path, task, probabilities, names, title="An episode", note="by hand")
+    assert_whole(path)
+    assert any("caf?" in text for text in texts(figures[0].axes[0]))
+
+
 def test_episode_finds_the_class_of_shuffled_images(tmp_path, figures):
     task, probabilities = an_episode(3, 1, 1)
     order = np.array([2, 0, 1])

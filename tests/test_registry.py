@@ -3,7 +3,10 @@
 import contextlib
 import itertools
 import math
+from unittest import mock
 
+import exact
+import mpmath
 import numpy as np
 import pytest
 import standin
@@ -12,11 +15,12 @@ from strategies import HypothesisDraw
 
 import mamlnp as ml
 from mamlnp import backend
-from mamlnp.array import Array
-from mamlnp.draws import Draw, one, two
-from mamlnp.errors import DtypeError, MissingRuleError, ShapeError
+from mamlnp.array import Array, numpy_names
+from mamlnp.draws import Draw, Tails, one, two
+from mamlnp.errors import DtypeError, GradientError, MissingRuleError, ShapeError
 from mamlnp.gradcheck import TOLERANCES
-from mamlnp.op import Op, as_array, registry
+from mamlnp.op import Op, answers, as_array, op as declare, registry
+from mamlnp.vmap import RULES
 
 EVERY_OP = sorted(registry)
 DIFFERENTIABLE = [name for name in EVERY_OP if registry[name].differentiable]
@@ -222,6 +226,12 @@ def a_number(x):
     return x.flat[0].item()
 
 
+def without_copies():
+    """Ops get the very arrays that users pass, so that what they do to them is seen."""
+    return mock.patch.object(backend, "plain", lambda x, copy: x)
+
+
+@without_copies()
 def nothing_is_mutated(op, draw):
     case = Case(op, draw)
     before = [a.tobytes() for a in case.args if isinstance(a, np.ndarray)]
@@ -248,8 +258,7 @@ def assert_the_same(a, b):
 
 def no_memory_is_shared_with_the_user(op, draw):
     case = Case(op, draw)
-    arrays = [ml.array(a) for a in case.floats]
-    out, pullback = ml.vjp(case, *arrays)
+    out, pullback = ml.vjp(case, *case.floats)
     ct = ml.ones_like(out)
     value, before = out.numpy().copy(), [x.numpy().copy() for x in pullback(ct)]
     for i in case.places:
@@ -261,6 +270,7 @@ def no_memory_is_shared_with_the_user(op, draw):
         out.numpy()[...] = 0
 
 
+@without_copies()
 def layout_does_not_matter(op, draw):
     case = Case(op, draw)
     ct = case.random_like(case(*case.floats))
@@ -323,7 +333,7 @@ class Derivatives:
         return of_floats(floats), first(floats), second(floats)
 
     def shuffled(self):
-        return [shuffle(self.case.draw, x) for x in self.arrays]
+        return [shuffle(self.case.draw, x, self.case.op) for x in self.arrays]
 
     def agree(self, got, expected):
         for a, b in zip(ml.tree.leaves(got), ml.tree.leaves(expected), strict=True):
@@ -342,8 +352,67 @@ def compiled_replay_equals_eager(op, draw):
             f.agree(compiled(arrays, f.weights), f(arrays, f.weights))
 
 
-def shuffle(draw, x):
+def mapped_equals_one_by_one(op, draw):
+    """Some arrays mapped, the others shared; derivatives taken inside vmap, and through it."""
+    f = Derivatives(op, draw)
+    if not f.arrays:
+        return
+    mapped = [draw.boolean() for _ in f.arrays]
+    mapped[draw.integer(0, len(mapped) - 1)] = True
+    axes = [0 if m else None for m in mapped]
+    examples = [
+        [new if m else old for m, new, old in zip(mapped, f.shuffled(), f.arrays, strict=True)]
+        for _ in range(3)
+    ]
+    together = [
+        placed(np.stack(each) if m else each[0])
+        for m, each in zip(mapped, zip(*examples, strict=True), strict=True)
+    ]
+    examples = [list(map(placed, arrays)) for arrays in examples]
+    one_by_one = [f(arrays, f.weights) for arrays in examples]
+    inside = ml.vmap(f, in_axes=(axes, None))(together, f.weights)
+    f.agree(inside, ml.tree.map(lambda *each: ml.stack(each), *one_by_one))
+    if not is_differentiable(f.case):
+        return
+    is_active = [i in f.case.places for i in f.places]
+    floats = [x for x, active in zip(together, is_active, strict=True) if active]
+    directions = [f.case.random_like(x) for x in floats]
+
+    def derivatives(values):
+        """The gradient of all values' weighted sum, and its derivative along the directions."""
+
+        def objective(floats):
+            rest = iter(floats)
+            full = [
+                next(rest) if active else x for x, active in zip(together, is_active, strict=True)
+            ]
+            return (values(full) * f.weights[0]).sum()
+
+        first = ml.grad(objective)
+        return first(floats), ml.grad(lambda x: ml.dot(first(x), directions))(floats)
+
+    def value(arrays):
+        args = [placed(a) for a in f.case.args]
+        for i, x in zip(f.places, arrays, strict=True):
+            args[i] = x
+        return f.case.op.apply(tuple(args), f.case.params)
+
+    def loop(arrays):
+        return ml.stack(
+            [
+                value([as_array(x)[i] if m else x for x, m in zip(arrays, mapped, strict=True)])
+                for i in range(3)
+            ]
+        )
+
+    f.agree(derivatives(ml.vmap(value, in_axes=(axes,))), derivatives(loop))
+
+
+def shuffle(draw, x, op):
     """The same elements elsewhere: other data that the op can take as well."""
+    if op.shapes.startswith("(..., n, n)") and x.ndim > 1 and x.shape[-1] == x.shape[-2]:
+        order = draw.rng.permutation(x.shape[-1])  # as definite as it was
+        return x[..., order, :][..., order]
     return draw.rng.permutation(x.reshape(-1)).reshape(x.shape)
 
 
@@ -378,7 +447,7 @@ def misfits_are_explained(op, draw):
 
 def called_by(op):
     """What may complain before the op itself does."""
-    return {"take": ["positions"], "rerun": ["vjp", "mul"]}.get(op.name, [])
+    return {"take": ["positions"], "custom": ["vjp", "mul"]}.get(op.name, [])
 
 
 def float_types_do_not_mix(op, draw):
@@ -480,9 +549,136 @@ def test_9_compiled_for_a_device():
                 f.agree(ml.tree.map(lambda x: ml.array(x.numpy(), device="cpu"), a), b)
 
 
+test_11_mapped = law(EVERY_OP)(mapped_equals_one_by_one)
+
+
+def test_vmap_has_a_rule_for_every_op():
+    """Without one it would loop over the examples."""
+    assert set(RULES) == set(EVERY_OP) - {"custom"}  # whose function may be anybody's
+
+
 test_10_misfits = law(EVERY_OP)(misfits_are_explained)
 test_10_mixed_types = law(EVERY_OP)(float_types_do_not_mix)
 test_10_foreign_types = law(EVERY_OP)(only_real_numbers_are_taken)
+
+
+# ---- the law of tails: derivatives are right far out, against many more digits
+
+ROUNDINGS = 24  # so many units in the last place a derivative may be off
+
+
+def is_linear_in_each(op):
+    return all(a in op.linear_in for i, a in enumerate(op.arguments) if i not in op.data)
+
+
+def far_out(f, tails, names, points, alike=False):
+    """A function's derivatives of orders 0 to 3 at points, eager and compiled: how many there are,
+    and those that are wrong. Where arguments are alike, a step is a tenth of the largest."""
+    true, loss = (exact.function(text, names) for text in (tails.exact, tails.loss))
+    orders = exact.partials(len(points))
+    info = np.finfo(points[0].dtype)
+
+    def all_of(*xs):
+        return [mixed(f, order)(*xs) for order in orders]
+
+    with np.errstate(all="ignore"):
+        found = [ways(*points) for ways in (all_of, ml.compile(all_of))]
+    wrong = []
+    for i, point in enumerate(zip(*points, strict=True)):
+        with mpmath.workdps(exact.digits(point)):
+            for k, order in enumerate(orders):
+                at = [mpmath.mpf(float(x)) for x in point]
+                right = exact.partial(true, at, order)
+                tolerance = ROUNDINGS * info.eps * loss(*at)
+
+                def scale(at=at, order=order):
+                    step = (max(map(abs, at)) or 1) / 10 if alike else 0
+                    return exact.around(true, at, order, step) if sum(order) > 1 else 0
+
+                for how, values in zip(("eager", "compiled"), found, strict=True):
+                    got = held(values[k])[i]
+                    if not exact.is_right(got, right, scale, tolerance, info.tiny, info.max):
+                        wrong.append((how, order, point, float(got), mpmath.nstr(right, 17)))
+    return 2 * len(orders) * len(points[0]), wrong
+
+
+def mixed(f, order):
+    """f's partial derivative, elementwise."""
+    for i, n in enumerate(order):
+        for _ in range(n):
+            f = ml.grad(lambda *xs, f=f: f(*xs).sum(), i)
+    return f
+
+
+TAILED = [name for name in DIFFERENTIABLE if not isinstance(registry[name].tails, str)]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_every_op_says_how_it_is_held_far_out(name):
+    op = registry[name]
+    assert op.tails or op.pattern is not None or is_linear_in_each(op)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", TAILED)
+def test_11_tails(name, dtype):
+    op, rng = registry[name], np.random.default_rng(0)
+    points = [exact.far_points(domain, dtype, rng) for domain in op.tails.domains]
+    if len(op.arguments) > 1:
+        points = [
+            rng.choice(points[min(i, len(points) - 1)], 120) for i in range(len(op.arguments))
+        ]
+    count, wrong = far_out(op, op.tails, op.arguments, points)
+    assert not wrong, f"{len(wrong)} of {count}: {wrong[:20]}"
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, -1, -2, 10, 0.5, -0.5, 1.7])
+def test_11_tails_of_powers_to_a_number(n, dtype):
+    tails = registry["power"].tails
+    points = [exact.far_points(tails.domains[0], dtype, np.random.default_rng(0))]
+    to_a_number = Tails(f"a ** mpf({n})", tails.domains, tails.loss)
+    count, wrong = far_out(lambda a: a**n, to_a_number, ("a",), points)
+    assert not wrong, f"{len(wrong)} of {count}: {wrong[:20]}"
+
+
+def of_three(f, i=None):
+    """A function of arrays' last axis as one of three arrays; of its i-th result, if it has any."""
+
+    def of_them(*arrays):
+        out = f(ml.stack(arrays, -1))
+        return out if i is None else out[..., i]
+
+    return of_them
+
+
+SUM = "(exp(a) + exp(b) + exp(c))"
+MADE_OF_OPS = {
+    "logsumexp": (of_three(lambda x: ml.logsumexp(x, -1)), f"log{SUM}"),
+    "softmax": (of_three(ml.softmax, 0), f"exp(a) / {SUM}"),
+    "softmax, another axis": (of_three(lambda x: ml.softmax(x.T, 0).T, 1), f"exp(b) / {SUM}"),
+    "log_softmax": (of_three(ml.log_softmax, 1), f"b - log{SUM}"),
+    "norm": (of_three(lambda x: ml.norm(x, axis=-1)), "sqrt(a ** 2 + b ** 2 + c ** 2)"),
+}
+LOGITS = [
+    (0, 0, 0), (7, 7, 7), (40, 0, -3), (0, 40, 39), (5, 5, -60), (300, -300, 1), (-700, 0, -690),
+    (1000, 1000, 999), (1e5, 0, 99980), (17, 0, 17), (0, -30, -80),
+]  # fmt: skip
+VECTORS = [
+    (3, 4, 12), (3e200, 4e200, 1e190), (3e20, -4e20, 1e18), (3e-200, 4e-200, -4e-200),
+    (1, 1e-30, -1e20), (1e-17, 2e-17, 1e-25), (-5, 1e-3, 2), (-1e150, 1e160, 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", MADE_OF_OPS)
+def test_11_tails_of_what_is_made_of_ops(name, dtype):
+    f, text = MADE_OF_OPS[name]
+    points, info = np.array(VECTORS if name == "norm" else LOGITS), np.finfo(dtype)
+    sizes = np.where(points, abs(points), 1)
+    points = points[((sizes > info.tiny) & (sizes < info.max)).all(1)].astype(dtype)
+    count, wrong = far_out(f, Tails(text), ("a", "b", "c"), list(points.T), alike=True)
+    assert not wrong, f"{len(wrong)} of {count}: {wrong[:20]}"
 
 
 # ---- and each can fail: wrong ops, registered nowhere, each of which breaks one law
@@ -603,7 +799,7 @@ BREAKERS = {
     "unexplained": (misfits_are_explained, declared(gives_up)),
     "mixed types": (float_types_do_not_mix, declared(product, draw=two(), data=("b",))),
 }
-BROKEN = (AssertionError, DtypeError, KeyError, pytest.fail.Exception)
+BROKEN = (AssertionError, DtypeError, KeyError, ShapeError, pytest.fail.Exception)
 
 
 @pytest.mark.parametrize("case", BREAKERS)
@@ -614,9 +810,8 @@ def test_a_law_fails_where_it_is_broken(case):
             law(wrong, Draw(np.random.default_rng(seed)))
 
 
-def test_the_law_of_aliasing_fails_where_memory_is_shared(monkeypatch):
-    monkeypatch.setattr(ml, "array", as_array)
-    with pytest.raises(AssertionError):
+def test_the_law_of_aliasing_fails_where_memory_is_shared():
+    with without_copies(), pytest.raises(AssertionError):
         no_memory_is_shared_with_the_user(registry["sin"], Draw(np.random.default_rng(0)))
 
 
@@ -650,6 +845,101 @@ def test_an_op_without_a_draw_is_refused():
 def test_a_rule_is_for_an_argument_there_is():
     with pytest.raises(ValueError, match="not in tuple"):
         declared(sine).vjp("y")(right_at_first_order)
+
+
+PLANTED = {
+    "nothing": (lambda ct, out, x: None, DtypeError, "NoneType"),
+    "a NumPy array": (lambda ct, out, x: np.ones(x.shape), DtypeError, "ndarray"),
+    "what is in an Array": (
+        lambda ct, out, x: (ct * ml.cos(x)).value,
+        DtypeError,
+        "(ndarray|Node)",
+    ),
+    "a number": (lambda ct, out, x: 2.0, DtypeError, "float 2.0"),
+    "a tuple": (lambda ct, out, x: (ct * ml.cos(x),), DtypeError, "tuple"),
+    "a sum": (lambda ct, out, x: (ct * x).sum(), ShapeError, r"float64\[\]"),
+    "an axis too many": (lambda ct, out, x: ml.stack([ct, ct]), ShapeError, r"float64\[2,2,3\]"),
+    "another type": (lambda ct, out, x: (ct * x).astype(np.float32), DtypeError, "float32"),
+    "a comparison": (lambda ct, out, x: x > 0, DtypeError, r"bool\[2,3\]"),
+}
+
+
+@pytest.mark.parametrize("way", [lambda f: f, ml.compile], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_a_rule_returns_is_an_array_like_its_argument(name, way):
+    rule, error, word = PLANTED[name]
+    wrong = declared(sine, rule)
+    with pytest.raises(error, match=rf"^sine: its rule for x float64\[2,3\] returned {word}"):
+        way(ml.grad(lambda x: wrong(x * 1.0).sum()))(np.ones((2, 3)))
+    with pytest.raises(error, match=r"^(sine: its rule for x|astype: float64 to float32) "):
+        ml.hvp(lambda x: wrong(x * 1.0).sum(), np.ones((2, 3)), np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("rule", [lambda ct, out, *xs: (ct,), lambda ct, out, *xs: ct])
+def test_a_rule_for_any_number_of_arguments_returns_one_for_each(rule):
+    joined = declared(lambda xp, *xs: xp.add(*xs), draw=two())
+    joined.vjp("xs")(rule)
+    with pytest.raises(DtypeError, match=r"its rule for xs .* Return one for each input"):
+        ml.grad(lambda x: joined(x, x * 2.0).sum())(np.ones(3))
+
+
+CONSTANTS = {
+    "of the result's value": lambda ct, out, x: ct * ml.array(np.cos(held(ml.stop_gradient(x)))),
+    "of the same size but transposed": lambda ct, out, x: ml.reshape(ct * ml.cos(x), (3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_what_a_rule_s_result_cannot_tell_the_check_tells(name):
+    """An Array of the right size that is a constant, or has its axes in another order."""
+    wrong = declared(sine, CONSTANTS[name])
+    with pytest.raises((GradientError, ShapeError)):
+        ml.check_grads(lambda x: wrong(x), [np.ones((2, 3))], order=2)
+
+
+def test_a_name_that_is_taken_is_refused_and_both_places_named():
+    def tanh(xp, x):
+        """Something else."""
+
+    here, there = r"test_registry\.py:\d+", r"elementwise\.py:\d+"
+    known = registry["tanh"], np.tanh(ml.array(1.0))
+    with pytest.raises(ValueError, match=rf"{here} declares op tanh, and so does .*{there}"):
+        declare(draw=one())(tanh)
+    tanh.__name__ = "another_tanh"
+    with pytest.raises(ValueError, match=rf"{here} declares numpy\.exp, and .*{there}"):
+        declare(draw=one(), numpy=("exp",))(tanh)
+    with pytest.raises(ValueError, match=rf"{here} declares Array\.__add__, and .*{there}"):
+        declare(draw=two(), operator="add")(tanh)
+    with pytest.raises(ValueError, match=r"declares Array\.sum, and .*reduce\.py"):
+        declare(draw=one(), method="sum")(tanh)
+    with pytest.raises(ValueError, match=r"declares Array\.numpy, and .*array\.py"):
+        answers(method="numpy")(tanh)
+    assert (registry["tanh"], np.tanh(ml.array(1.0))) == known
+    assert "another_tanh" not in registry
+    numpy_names.pop("another_tanh", None)
+
+
+def test_a_module_loaded_again_declares_its_ops_again(monkeypatch):
+    def planted_again(xp, x):
+        """x."""
+        return x
+
+    for _ in range(2):
+        made = declare(draw=one(), method="planted_again")(planted_again)
+    assert registry.pop("planted_again") is made
+
+    def elsewhere(xp, x):
+        """x."""
+
+    elsewhere.__name__ = "planted_again"
+    registry["planted_again"] = made
+    with pytest.raises(ValueError, match="declares op planted_again"):
+        declare(draw=one())(elsewhere)
+    monkeypatch.setattr("sys.ps1", ">>> ", raising=False)  # typed by hand
+    declare(draw=one())(elsewhere)
+    for names in (registry, numpy_names):
+        del names["planted_again"]
+    del ml.array(1.0).__class__.planted_again
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY_OP) - set(DIFFERENTIABLE)))

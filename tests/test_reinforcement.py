@@ -336,7 +336,7 @@ def test_without_mujoco_one_line_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "mujoco", None)
     line = refused(["train", "ant-dir", "--out", str(tmp_path / "run")], capsys)
-    assert "pip install 'mamlnp[rl]'" in line
+    assert "pip install 'mujoco>=4.0'" in line
     assert not (tmp_path / "run").exists()
 
 

@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -140,3 +140,14 @@ def test_arrays_are_leaves():
     assert [x.shape for x in tree.leaves(params)] == [(2, 2), (2,)]
     gradient = grad(lambda p: (p["w"] @ p["b"]).sum())(params)
     assert tree.map(lambda x: x.numpy().tolist(), gradient) == {"w": [[1, 2], [1, 2]], "b": [2, 2]}
+
+
+def test_a_dict_of_another_type_stays_one() -> None:
+    ordered = OrderedDict(b=1, a=2)
+    assert tree.map(lambda x: -x, ordered) == OrderedDict(b=-1, a=-2)
+    assert type(tree.map(lambda x: x, ordered)) is OrderedDict
+    assert type(tree.broadcast(0, {"x": ordered})["x"]) is OrderedDict
+    counted = defaultdict(list, a=1)
+    mapped = tree.map(lambda x: x + 1, counted)
+    assert mapped == {"a": 2} and mapped["new"] == [] and "new" not in counted
+    assert type(grad(lambda p: p["a"] * p["b"])(OrderedDict(b=1.0, a=2.0))) is OrderedDict

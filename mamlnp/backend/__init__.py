@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
-from . import cpu, reference
+from . import cpu, machine, reference
 
 namespaces: dict[type, Any] = {np.ndarray: np}
 KERNELS = {"reference": reference, "cpu": cpu}
@@ -36,6 +36,14 @@ def is_native(x: Any) -> bool:
 def is_scalar(x: Any) -> bool:
     """Is the native ``x`` a namespace's scalar rather than an array?"""
     return isinstance(x, np.generic)
+
+
+def plain(x: Any, *, copy: bool) -> Any:
+    """The native ``x``, or a copy of it, as an array of its namespace and of no subclass, in the
+    machine's byte order."""
+    xp = namespaces.get(x.__class__, np)
+    kind = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
+    return xp.array(x, kind) if copy else xp.asarray(x, kind)
 
 
 def namespace_of(x: Any) -> Any:
@@ -74,6 +82,18 @@ def device_of(x: Any) -> str:
     'cpu'
     """
     return "cpu" if namespace_of(x) is np else f"cuda:{x.device.id}"
+
+
+def available_memory(x: Any = None) -> int:
+    """How many bytes new arrays can have where the native ``x`` is, or where they are made."""
+    here = default_namespace() if x is None else namespace_of(x)
+    return machine.available_memory() if here is np else _cuda().available_memory()
+
+
+def products_are_coarse(x: Any = None) -> bool:
+    """Are float32 products taken in TF32 where the native ``x`` is, or where arrays are made?"""
+    here = default_namespace() if x is None else namespace_of(x)
+    return here is not np and _cuda().products_type() == "TF32"
 
 
 def to_host(x: Any) -> np.ndarray:
@@ -152,8 +172,8 @@ def _cuda() -> Any:
     found = importlib.import_module(f"{__name__}.cuda")
     if found.cupy is None:
         raise DeviceError(
-            "cuda: needs CuPy, which is not installed. Run: pip install 'mamlnp[cuda]' for CUDA "
-            "12, 'mamlnp[cuda13]' for CUDA 13."
+            "cuda: needs CuPy, which is not installed. Run: pip install cupy-cuda12x for CUDA "
+            "12, cupy-cuda13x for CUDA 13."
         )
     try:
         count = found.cupy.cuda.runtime.getDeviceCount()

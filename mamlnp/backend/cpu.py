@@ -15,6 +15,7 @@ from numba import njit
 from . import reference
 from .reference import Padding, Size, check_windows, window_counts
 
+PART = 64  # float32 numbers that are added one by one
 COMPILED = {np.dtype(name) for name in ("float32", "float64", "uint8", "int32", "int64")}
 
 
@@ -134,7 +135,41 @@ def pool_positions(x: np.ndarray, size: Size, stride: int) -> np.ndarray:
 
 @_or_reference
 def put(values: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros of ``shape`` with every value added at its flat position (repeats add up)."""
-    out = np.zeros(shape, values.dtype)
+    """Zeros of ``shape`` with every value added at its flat position (repeats add up, of float32
+    in float64 where there may be many)."""
+    many = values.dtype == np.float32 and values.size > PART
+    out = np.zeros(shape, np.float64 if many else values.dtype)
     _put(values.reshape(-1), positions.reshape(-1), out.reshape(-1))
+    return out.astype(np.float32) if many else out
+
+
+def total(x: np.ndarray, axis: tuple[int, ...], keepdims: bool = False) -> np.ndarray:
+    """The sum over the axes. NumPy adds float32 numbers pairwise along the axis in which they lie
+    one after another, and one by one along others: there, parts of the axis are summed first."""
+    if x.dtype == np.float32 and x.size > PART:
+        last = x.ndim
+        while last - 1 in axis and x.flags.c_contiguous:
+            last -= 1
+        far = max((a for a in axis if a < last), key=x.shape.__getitem__, default=0)
+        count = x.shape[far] // PART if far in axis and far < last else 0
+        if count:
+            before = (slice(None),) * far
+            parts = x[(*before, slice(count * PART))]
+            parts = parts.reshape(*x.shape[:far], count, PART, *x.shape[far + 1 :]).sum(far + 1)
+            rest = x[(*before, slice(count * PART, None))].sum(far, keepdims=True)
+            return total(np.concatenate([parts, rest], far), axis, keepdims)
+    return np.asarray(x.sum(axis=axis, keepdims=keepdims))
+
+
+@_compiled
+def _erf(x, out, complement):  # type: ignore[no-untyped-def]
+    for i in range(x.size):
+        out[i] = math.erfc(x[i]) if complement else math.erf(x[i])
+
+
+@_or_reference
+def erf(x: np.ndarray, complement: bool) -> np.ndarray:
+    """The error function of every element, or 1 minus it."""
+    out = np.empty(x.shape, x.dtype if x.dtype.kind == "f" else np.float64)
+    _erf(np.ascontiguousarray(x).reshape(-1), out.reshape(-1), complement)
     return out

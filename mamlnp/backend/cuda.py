@@ -7,6 +7,7 @@ Imported only when a CUDA device is asked for.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -108,6 +109,12 @@ def put(values: Any, positions: Any, shape: tuple[int, ...]) -> Any:
     return out
 
 
+def erf(x: Any, complement: bool) -> Any:
+    """The error function of every element, or 1 minus it."""
+    special = importlib.import_module("cupyx.scipy.special")
+    return (special.erfc if complement else special.erf)(x)
+
+
 # ---- what a plan is run with
 
 
@@ -199,6 +206,11 @@ def memory(nbytes: int, purpose: str) -> Any:
         ) from error
 
 
+def available_memory() -> int:
+    """How many bytes of the current device are free; what CuPy's pool keeps comes on top."""
+    return int(cupy.cuda.runtime.memGetInfo()[0])
+
+
 def view(block: Any, offset: int, shape: Any, dtype: Any, strides: Any = None) -> Any:
     """An array in the memory of another, ``offset`` bytes on."""
     return cupy.ndarray(shape, dtype, memptr=block.data + offset, strides=strides)
@@ -210,6 +222,11 @@ def flag() -> np.ndarray:
     found = np.frombuffer(pinned, np.int64, 1)
     found[0] = 0
     return found
+
+
+def total(x: Any, axis: tuple[int, ...], keepdims: bool = False) -> Any:
+    """The sum over the axes, which CuPy takes in parts."""
+    return x.sum(axis=axis, keepdims=keepdims)
 
 
 def captured(run: Callable[[], None]) -> Callable[[], None]:

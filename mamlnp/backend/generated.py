@@ -13,15 +13,19 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import math
 import os
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 
-from . import memory, replay
+from ..errors import MissingPackageError
+from . import memory, replay, transcendental
 
 CODES = {np.dtype(t): t for t in ("f4", "f8", "i8", "b1")}
 
@@ -100,6 +104,8 @@ EXPRESSIONS = {
     "cos": "math.cos({0})",
     "tanh": "math.tanh({0})",
     "sigmoid": "(ONE if {0} >= ZERO else math.exp(-abs({0}))) / (ONE + math.exp(-abs({0})))",
+    "sigmoid_slope": "math.exp(-abs({0})) / (ONE + math.exp(-abs({0})))"
+    " / (ONE + math.exp(-abs({0})))",
     "softplus": "(ZERO if {0} < ZERO else {0}) + math.log1p(math.exp(-abs({0})))",
     "relu": "ZERO if {0} <= ZERO else {0}",
     "sign": "ONE if {0} > ZERO else (-ONE if {0} < ZERO else ({0} if {0} != {0} else ZERO))",
@@ -115,6 +121,18 @@ EXPRESSIONS = {
     "greater_equal": "{0} >= {1}",
     "power": "math.pow({0}, {1})",
 }
+# On the host these are functions without branches, which LLVM can vectorise; on a device, C's.
+HOST = EXPRESSIONS | {
+    name: f"{name}_TYPE({'{0}, {1}' if name == 'power' else '{0}'})"
+    for name in (name.removesuffix("_f4") for name in transcendental.FUNCTIONS)
+    if name in EXPRESSIONS
+}
+PERIODIC = ("sin", "cos")
+ASKED = 1024  # elements, of all of which together it is asked whether C's are needed
+PLAIN = 1024  # terms of a float32 sum that a plain loop adds
+# Of the parts of a longer one: terms along the innermost loop (some dozen sums at once, being
+# vectorised), rows along others; and work for each element that is then added in float64.
+TERMS, ROWS, FULL = 512, 64, 64
 POWERS = {
     2.0: "{0} * {0}",
     3.0: "{0} * {0} * {0}",
@@ -142,8 +160,20 @@ COMBINE = {
 }
 
 
-def source(nest: LoopNest) -> str:
-    """The loops as Python text, for numba."""
+def has_long_sums(nest: LoopNest, words: Sequence[Any]) -> bool:
+    """Would a plain loop lose digits of a float32 sum, called with this row?"""
+    terms = math.prod(words[: nest.depth])
+    reduced = [r for r in nest.results if r.reduction]
+    sizes = words[len(words) - len(reduced) :]
+    return any(is_float32_sum(r) and terms > PLAIN * n for r, n in zip(reduced, sizes, strict=True))
+
+
+def source(nest: LoopNest, long: bool = False) -> str:
+    """The loops as Python text, for numba.
+
+    Where there are ``long`` float32 sums, all loops run in parts, outside of which the parts' sums
+    are added in float64: text that takes twice as long to compile.
+    """
     lines: list[str] = []
     word = iter(range(1 << 20))
 
@@ -168,32 +198,95 @@ def source(nest: LoopNest) -> str:
                 f"        store_{result.operand.code}(y{i}_at, i, {i + 1}, {identity(result)})",
             ]
     inner = nest.depth - 1
-    for d in range(nest.depth):
-        pad = "    " * (d + 1)
+    sums = [i for i, r in enumerate(nest.results) if long and is_float32_sum(r)]
+    along = any(nest.results[i].operand.inner == 0 for i in sums)  # the innermost loop
+    parted = [d for d in range(nest.depth) if sums and (d < inner or along)]
+    ends = [(f"first{d}", f"last{d}") if d in parted else ("0", f"n{d}") for d in range(nest.depth)]
+    out = "    "  # the depth of the loops over parts
+    if sums:
+        steps = {d: ROWS if d < inner else TERMS for d in parted}
+        several = " or ".join(f"n{d} > {step}" for d, step in steps.items())
+        size = " + ".join(f"y{i}_size" for i in sums)
+        lines += [
+            f"    several = {several or False}",  # and not a condition within, to compile but once
+            f"    done, enough = 0, {FULL} * ({size}) if several else {1 << 62}",
+        ]
+        lines += [f"    y{i}_more = zeros_f8(y{i}_size) if several else 0" for i in sums]
+        for d, step in steps.items():
+            lines += [
+                f"{out}last{d} = 0",
+                f"{out}while last{d} < n{d}:",
+                f"{out}    first{d}, last{d} = last{d}, min(last{d} + {step}, n{d})",
+            ]
+            out += "    "
+    for d, (first, last) in enumerate(ends):
+        pad = out + "    " * d
         if d == inner:
             lines += [
                 f"{pad}a{i} = {identity(r)}"
                 for i, r in enumerate(nest.results)
                 if r.reduction and r.operand.inner == 0
             ]
-        lines.append(f"{pad}for i{d} in range(n{d}):")
-        if d < inner:
-            for name, _ in operands:
-                before = f"{name}_o{d - 1} + " if d else ""
-                lines.append(f"{pad}    {name}_o{d} = {before}i{d} * {name}_s{d}")
-    lines += _body(nest, inner)
+            lines += [pad + line for line in _innermost(nest, first, last)]
+            break
+        lines.append(f"{pad}for i{d} in range({first}, {last}):")
+        for name, _ in operands:
+            before = f"{name}_o{d - 1} + " if d else ""
+            lines.append(f"{pad}    {name}_o{d} = {before}i{d} * {name}_s{d}")
+    pad = out + "    " * inner
     for i, r in enumerate(nest.results):
         if r.reduction and r.operand.inner == 0:
             code, at = r.operand.code, f"y{i}_o{inner - 1}" if inner else "0"
-            lines.append(f"{'    ' * nest.depth}b{i} = load_{code}(y{i}_at, {at}, {i + 1})")
+            lines.append(f"{pad}b{i} = load_{code}(y{i}_at, {at}, {i + 1})")
             joined = COMBINE[r.reduction].format(a=f"b{i}", v=f"a{i}")
-            lines.append(
-                f"{'    ' * nest.depth}store_{code}(y{i}_at, {at}, {i + 1}, {code}({joined}))"
-            )
+            lines.append(f"{pad}store_{code}(y{i}_at, {at}, {i + 1}, {code}({joined}))")
+    if sums:
+        sides = [f"({last} - {first})" for first, last in ends]
+        lines += [
+            f"{out}done += {' * '.join(sides)}",
+            f"{out}if done >= enough:",
+            f"{out}    done = 0",
+            *(f"{out}    drain(y{i}_at, y{i}_more, y{i}_size)" for i in sums),
+            "    if several:",
+            *(f"        refill(y{i}_at, y{i}_more, y{i}_size)" for i in sums),
+        ]
     inner_sum = any(r.reduction == "sum" and r.operand.inner == 0 for r in nest.results)
     fastmath = ', fastmath={"reassoc"}' if inner_sum else ""
-    header = HEADER.format(backend=_stamp()) + DECORATOR.format(fastmath=fastmath)
+    header = HEADER.format(backend=_stamp())
+    if sums:
+        header += "from mamlnp.backend.replay import drain, refill\n"
+    if any(HOST[v.op] != EXPRESSIONS[v.op] and v.exponent is None for v in nest.values):
+        header += "from mamlnp.backend.transcendental import *  # noqa: F403\n"
+        lines.insert(0, "    wide_vectors()")
+    header += DECORATOR.format(fastmath=fastmath)
     return header + "def kernel(row):\n" + "\n".join(lines) + "\n"
+
+
+def is_float32_sum(result: Result) -> bool:
+    """Does adding many terms lose digits?"""
+    return result.reduction == "sum" and result.operand.code == "f4"
+
+
+def _innermost(nest: LoopNest, first: str, last: str) -> list[str]:
+    """The innermost loop; in blocks, each by C's sin and cos if its elements need them."""
+    i = f"i{nest.depth - 1}"
+
+    def loop(start: str, stop: str, body: list[str]) -> list[str]:
+        return [f"for {i} in range({start}, {stop}):", *(f"    {line}" for line in body)]
+
+    if not any(v.op in PERIODIC for v in nest.values):
+        return loop(first, last, _body(nest))
+    exact = HOST | {name: EXPRESSIONS[name] for name in PERIODIC}
+    return [
+        f"for start in range({first}, {last}, {ASKED}):",
+        f"    stop = min(start + {ASKED}, {last})",
+        "    far = 0",
+        *(f"    {line}" for line in loop("start", "stop", _asking(nest))),
+        "    if far:",
+        *(f"        {line}" for line in loop("start", "stop", _body(nest, exact))),
+        "    else:",
+        *(f"        {line}" for line in loop("start", "stop", _body(nest))),
+    ]
 
 
 def identity(result: Result) -> str:
@@ -214,9 +307,11 @@ def _index(name: str, operand: Operand, inner: int) -> str:
 Expression = tuple[str, str, str]  # a name, a type, and how it is computed
 
 
-def expressions(nest: LoopNest) -> tuple[list[Expression], list[Expression]]:
+def expressions(
+    nest: LoopNest, written: Mapping[str, str] = EXPRESSIONS
+) -> tuple[list[Expression], list[Expression]]:
     """What is computed at a point of the space, of the operands x0, ... and the numbers c0, ...:
-    all values v0, ..., and what goes into the results y0, ..."""
+    all values v0, ..., and what goes into the results y0, ...; ``written`` is how."""
     codes = {f"c{i}": code for i, code in enumerate(nest.numbers)}
     codes |= {f"x{i}": x.code for i, x in enumerate(nest.reads)}
     values: list[Expression] = []
@@ -226,8 +321,8 @@ def expressions(nest: LoopNest) -> tuple[list[Expression], list[Expression]]:
             name = f"{kind}{number}"
             within = "b1" if value.op == "where" and j == 0 else value.within
             args.append(name if codes.get(name) == within else _cast(within, name))
-        template = POWERS.get(value.exponent or 0.0, EXPRESSIONS[value.op])
-        text = template.format(*args)
+        template = POWERS.get(value.exponent or 0.0, written[value.op])
+        text = template.format(*args).replace("TYPE", value.within)
         text = text.replace("ZERO", f"{value.within}(0)").replace("ONE", f"{value.within}(1)")
         values.append((f"v{i}", value.code, _cast(value.code, text)))
         codes[f"v{i}"] = value.code
@@ -238,24 +333,40 @@ def expressions(nest: LoopNest) -> tuple[list[Expression], list[Expression]]:
     return values, results
 
 
-def _body(nest: LoopNest, inner: int) -> list[str]:
-    pad = "    " * (nest.depth + 1)
-    lines = [
-        f"{pad}x{i} = load_{x.code}(x{i}_at, {_index(f'x{i}', x, inner)}, 0)"
-        for i, x in enumerate(nest.reads)
-    ]
-    values, results = expressions(nest)
-    lines += [f"{pad}{name} = {text}" for name, _, text in values]
+def _body(nest: LoopNest, written: Mapping[str, str] = HOST) -> list[str]:
+    """What is done at a point."""
+    inner, lines = nest.depth - 1, _loads(nest)
+    values, results = expressions(nest, written)
+    lines += [f"{name} = {text}" for name, _, text in values]
     for i, (r, (name, code, text)) in enumerate(zip(nest.results, results, strict=True)):
         at = _index(name, r.operand, inner)
         if r.reduction and r.operand.inner == 0:
             joined = COMBINE[r.reduction].format(a=f"a{i}", v=text)
-            lines.append(f"{pad}a{i} = {code}({joined})")
+            lines.append(f"a{i} = {code}({joined})")
             continue
         if r.reduction:
-            lines.append(f"{pad}b{i} = load_{code}({name}_at, {at}, {i + 1})")
+            lines.append(f"b{i} = load_{code}({name}_at, {at}, {i + 1})")
             text = f"{code}({COMBINE[r.reduction].format(a=f'b{i}', v=text)})"
-        lines.append(f"{pad}store_{code}({name}_at, {at}, {i + 1}, {text})")
+        lines.append(f"store_{code}({name}_at, {at}, {i + 1}, {text})")
+    return lines
+
+
+def _loads(nest: LoopNest) -> list[str]:
+    return [
+        f"x{i} = load_{x.code}(x{i}_at, {_index(f'x{i}', x, nest.depth - 1)}, 0)"
+        for i, x in enumerate(nest.reads)
+    ]
+
+
+def _asking(nest: LoopNest) -> list[str]:
+    """Whether an argument of sin or cos is too far from 0; what the question does not need, LLVM
+    leaves out."""
+    lines = _loads(nest)
+    for value, (name, _, text) in zip(nest.values, expressions(nest, HOST)[0], strict=True):
+        if value.op in PERIODIC:
+            argument = text.partition(f"{value.op}_{value.within}(")[2].removesuffix("))")
+            lines.append(f"far |= is_far({argument}, reach_{value.within})")
+        lines.append(f"{name} = {text}")
     return lines
 
 
@@ -266,7 +377,7 @@ def _cast(code: str, text: str) -> str:
 @functools.cache
 def _stamp() -> str:
     """Kernels compiled for another version of what they import are other kernels."""
-    texts = (inspect.getsource(module).encode() for module in (memory, replay))
+    texts = (inspect.getsource(module).encode() for module in (memory, replay, transcendental))
     return hashlib.sha256(b"".join(texts)).hexdigest()[:8]
 
 
@@ -284,9 +395,9 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def loops(nest: LoopNest) -> int:
-    """The address of the compiled loops."""
-    return _compiled(source(nest), "kernel")
+def loops(nest: LoopNest, long: bool = False) -> int:
+    """The address of the compiled loops, for long sums if need be."""
+    return _compiled(source(nest, long), "kernel")
 
 
 @functools.cache
@@ -309,6 +420,11 @@ def fixed(name: str, code: str, wide: bool = True) -> int:
 
 def _compiled(text: str, function: str) -> int:
     """The address of a function in a module with this text, from the disk where it is there."""
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise MissingPackageError(
+            "NUMBA_DISABLE_JIT: is set, and without numba's compiler no compiled function can run. "
+            "Unset it, or run eagerly: leave compile out, and give a training --eager."
+        )
     name = f"{function}_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
     path = cache_folder() / f"{name}.py"
     if not path.exists():

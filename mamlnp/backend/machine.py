@@ -57,6 +57,16 @@ def cores() -> int:
     return len(affinity())
 
 
+def available_memory() -> int:
+    """How many bytes new arrays can have without others being moved to the disk."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 @functools.cache
 def _controller() -> ThreadpoolController:
     """What sets the threads of the libraries loaded so far; those NumPy brings among them."""

@@ -17,6 +17,9 @@ from numba.extending import intrinsic
 
 RESULTS = 8  # the most results a kernel can have
 
+# Of functions that Python never calls: without what would let it, they take less time to compile.
+ONLY_FOR_KERNELS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
 _TYPES: dict[str, tuple[Any, Any]] = {
     "f4": (types.float32, ir.FloatType()),
     "f8": (types.float64, ir.DoubleType()),
@@ -73,3 +76,44 @@ def _store(code: str) -> Any:
 
 load_f4, load_f8, load_i8, load_b1, load_u1 = map(_load, _TYPES)
 store_f4, store_f8, store_i8, store_b1, store_u1 = map(_store, _TYPES)
+
+
+@intrinsic
+def apart(typing: Any) -> Any:
+    """Keep the function that calls this out of its callers, which are many: compiling takes
+    time."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def _heap() -> Any:
+    """Memory of the C library's: zeros_f8(count) is the address of so many zeros, and free(address)
+    gives them back."""
+
+    def function(builder: Any, name: str, result: Any, *args: Any) -> Any:
+        kind = ir.FunctionType(result, [a.type for a in args])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+    @intrinsic
+    def zeros_f8(typing: Any, count: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return function(builder, "calloc", ir.IntType(64), args[0], ir.IntType(64)(8))
+
+        return types.int64(types.int64), generate
+
+    @intrinsic
+    def free(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            function(builder, "free", ir.VoidType(), args[0])
+            return context.get_dummy_value()
+
+        return types.void(types.int64), generate
+
+    return zeros_f8, free
+
+
+zeros_f8, free = _heap()

@@ -83,6 +83,23 @@ def pool_positions(x: np.ndarray, size: Size, stride: int) -> np.ndarray:
 
 def put(values: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Zeros of ``shape`` with every value added at its flat position (repeats add up)."""
-    out = np.zeros(shape, values.dtype)
+    out = np.zeros(shape, _exact(values.dtype))
     np.add.at(out.reshape(-1), positions.reshape(-1), values.reshape(-1))
-    return out
+    return out.astype(values.dtype)
+
+
+def total(x: np.ndarray, axis: tuple[int, ...], keepdims: bool = False) -> np.ndarray:
+    """The sum over the axes."""
+    found = np.asarray(x.sum(axis=axis, keepdims=keepdims, dtype=_exact(x.dtype)))
+    return found.astype(x.dtype) if x.dtype.kind == "f" else found
+
+
+def _exact(dtype: np.dtype) -> np.dtype | None:
+    """In which type numbers of a type are added up."""
+    return np.dtype(np.float64) if dtype.kind == "f" else dtype if dtype.kind in "iu" else None
+
+
+def erf(x: np.ndarray, complement: bool) -> np.ndarray:
+    """The error function of every element, or 1 minus it."""
+    function = np.vectorize(math.erfc if complement else math.erf, otypes=[np.float64])
+    return function(x).astype(x.dtype if x.dtype.kind == "f" else np.float64)

@@ -11,7 +11,20 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .memory import load_f4 as load, load_i8, load_u1, store_f4 as store, store_i8, store_u1
+from .memory import (
+    ONLY_FOR_KERNELS,
+    apart,
+    free,
+    load_f4,
+    load_f8,
+    load_i8,
+    load_u1,
+    store_f4,
+    store_f8,
+    store_i8,
+    store_u1,
+    zeros_f8,
+)
 
 HEADER = object.__basicsize__  # a NumPy array's first field, after what every object has, is data
 
@@ -64,7 +77,8 @@ def _gemm(code: str, wide: bool) -> Any:
 
 gemm_f4, gemm_f8 = _gemm("f4", True), _gemm("f8", True)
 gemm_f4_narrow, gemm_f8_narrow = _gemm("f4", False), _gemm("f8", False)
-gemm, number, zero, width, u1 = gemm_f4, np.float32, np.float32(0), 4, np.uint8
+load, store, gemm = load_f4, store_f4, gemm_f4
+number, zero, width, u1 = np.float32, np.float32(0), 4, np.uint8
 
 # Each of these is compiled for an element type, as which ``load``, ``store``, ``number``, ``width``
 # and ``gemm`` stand (see generated.compiled).
@@ -313,18 +327,26 @@ def take(row: int) -> None:
 
 
 def put(row: int) -> None:
-    """Zeros with every element added at its flat position; one out of range sets the flag."""
+    """Zeros with every element added at its flat position; one out of range sets the flag. Where
+    many may fall on one, float32 numbers are added in float64."""
     x, indices, out = load_i8(row, 0, 0), load_i8(row, 1, 0), load_i8(row, 2, 0)
     count, size, flag = load_i8(row, 3, 0), load_i8(row, 4, 0), load_i8(row, 5, 0)
+    more = zeros_f8(size) if width == 4 and count > 256 else 0
     for i in range(size):
         store(out, i, 1, zero)
     for i in range(count):
         place = load_i8(indices, i, 0)
         place = place + size if place < 0 else place
-        if 0 <= place < size:
-            store(out, place, 1, load(out, place, 1) + load(x, i, 0))
-        else:
+        if not 0 <= place < size:
             store_i8(flag, 0, 2, 1)
+        elif more:
+            store_f8(more, place, 3, load_f8(more, place, 3) + load(x, i, 0))
+        else:
+            store(out, place, 1, load(out, place, 1) + load(x, i, 0))
+    if more:
+        for i in range(size):
+            store(out, i, 1, number(load_f8(more, i, 3)))
+        free(more)
 
 
 def class_labels(row: int) -> None:
@@ -336,6 +358,24 @@ def class_labels(row: int) -> None:
         store_i8(out, i, 1, label)
         if not 0 <= label < num_classes:
             store_i8(flag, 0, 2, 1)
+
+
+@njit(**ONLY_FOR_KERNELS)
+def drain(sums, more, count):  # type: ignore[no-untyped-def]
+    """Add float32 sums to others of float64, and begin them anew."""
+    apart()
+    for i in range(count):
+        store_f8(more, i, 2, load_f8(more, i, 2) + load_f4(sums, i, 1))
+        store_f4(sums, i, 1, np.float32(0))
+
+
+@njit(**ONLY_FOR_KERNELS)
+def refill(sums, more, count):  # type: ignore[no-untyped-def]
+    """The float64 sums with what was not added yet, as float32; their memory is given back."""
+    apart()
+    for i in range(count):
+        store_f4(sums, i, 1, np.float32(load_f8(more, i, 2) + load_f4(sums, i, 1)))
+    free(more)
 
 
 @njit(nogil=True, cache=True)

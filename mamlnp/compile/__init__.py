@@ -2,8 +2,9 @@
 
 In reading order: ``trace`` (f runs once on Nodes, which makes a graph), ``passes`` (equal graphs
 that compute less), ``fuse`` (which operations share a loop, what is kept in memory), ``plan`` (the
-kernels and the memory of a replay), ``host`` and ``device`` (a replay on each of them); ``verify``
-holds each of them against the one before. Nothing outside knows of this folder but who calls it.
+kernels and the memory of a replay), ``host`` and ``device`` (a replay on each of them). ``verify``
+holds each of them against the one before, ``mirror`` the first replay against f. Nothing outside
+knows of this folder but who calls it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any
 
+import numpy as np
+
 from .. import backend, tree
 from ..array import Array
 from ..backend.machine import advise, blas
 from ..errors import CaptureError, DeviceError
 from ..op import as_array
-from . import host, passes, verify
+from . import host, mirror, passes, verify
 from .fuse import settle, steps
 from .plan import BadDataError, Plan
-from .trace import Graph, Node, check_repeats, trace
+from .trace import Graph, check_repeats, trace
 from .verify import debug_compile as debug_compile
 
 Tree = Any
@@ -41,6 +44,8 @@ class Traced:
         graph: after all passes.
         counts: how many operations there were when traced, and after each pass.
         plan: what is run.
+        source: the graph as traced, until a replay was held against the function.
+        held: what came of that (see mirror.py); "" until then.
         replays: of the plan, those that no thread is running.
     """
 
@@ -49,6 +54,7 @@ class Traced:
     ) -> None:
         graph, self.out, made = trace(f, args, device)
         check_repeats(graph, self.out, *trace(f, args, device)[:2])
+        self.source, self.held = graph, ""
         on_host = device == "cpu"
         libraries = not on_host or bool(blas().functions)  # whose products can be called
         self.counts = {"traced": made}
@@ -102,16 +108,22 @@ class Traced:
         finally:
             self.replays.append(replay)
         rest = iter(results)
-        return tree.map(lambda x: Array(next(rest)) if x.__class__ is Array else x, self.out)
+
+        def own(x: Any) -> Any:
+            if x.__class__ is Array:
+                return Array(next(rest))
+            return x.copy() if isinstance(x, np.ndarray) else x
+
+        return tree.map(own, self.out)
 
 
 class Compiled:
     """What :func:`compile` makes of a function."""
 
-    def __init__(self, f: Callable[..., Any], without: Collection[str]) -> None:
+    def __init__(self, f: Callable[..., Any], without: Collection[str], check: bool = True) -> None:
         functools.update_wrapper(self, f)
         advise()
-        self._f, self._without = f, without
+        self._f, self._without, self._check = f, without, check
         self._known: OrderedDict[Any, Traced] = OrderedDict()
         self._lock = threading.RLock()
         self._traces = 0
@@ -123,7 +135,7 @@ class Compiled:
         values = []
         for x in leaves:
             value = x.value
-            if x.serial or value.__class__ is Node:  # something differentiates, or traces
+            if x.serial or hasattr(value, "level"):  # something differentiates, traces or maps
                 return self._f(*args)
             in_order = value.flags.c_contiguous
             values.append(
@@ -131,13 +143,40 @@ class Compiled:
             )
         traced = self._traced(args, leaves, kinds)
         try:
-            return traced(values)
+            out = traced(values)
         except BadDataError as error:
             self._f(*_lifted(args))  # which says what is wrong with the data
             raise CaptureError(
                 f"{self._name()}: an index or a label was out of range; on a device it may have "
                 "been in a call before this one. Run without compile to find it."
             ) from error
+        if not traced.held:
+            self._hold(traced, args, values, out)
+        return out
+
+    def _hold(self, traced: Traced, args: Any, values: list[Any], out: Any) -> None:
+        """Hold the first replay of a plan against f; other threads wait, so that no result leaves
+        before it is known to be right."""
+        with self._lock:
+            if traced.held:
+                return
+            if not self._check:
+                traced.held = "not held against eager: check=False"
+                return
+
+            def planned(graph: Graph, values: list[Any], without: Collection[str]) -> Any:
+                def again(*args: Array) -> list[Array]:
+                    return list(map(Array, mirror.anew(graph, [x.value for x in args])))
+
+                device = backend.device_of(values[0]) if values else backend.default_device()
+                left_out = {*self._without, *without}
+                return Traced(again, list(map(Array, values)), left_out, device)(values)
+
+            used = [name for name in PASSES if name not in self._without]
+            traced.held = mirror.held(
+                self._name(), self._f, _lifted(args), traced.source, values, out, planned, used
+            )
+            traced.source = traced.graph  # the other one is no longer needed
 
     def explain(self, *args: Any) -> None:
         """Print the plan for such arguments; without any, the last one made.
@@ -153,6 +192,7 @@ class Compiled:
         else:
             traced = self.latest()
         print(self._name(), traced.plan.described(traced.counts), sep=": ")
+        print(traced.held or "not held against eager: not called yet")
 
     def latest(self) -> Traced:
         """What was traced last.
@@ -231,12 +271,14 @@ def _flatten(x: Tree, leaves: list[Array], kinds: list[Any]) -> None:
         for child in x:
             _flatten(child, leaves, kinds)
     elif _is_raw(x):
-        _flatten(as_array(x), leaves, kinds)
+        _flatten(as_array(x, lent=True), leaves, kinds)  # a call is over before x changes
     else:
         kinds.append((kind, repr(x) if kind is float else x))  # 0.0 is not -0.0
 
 
-def compile(f: Callable[..., Any], *, without: Collection[str] = ()) -> Compiled:
+def compile(
+    f: Callable[..., Any], *, without: Collection[str] = (), check: bool = True
+) -> Compiled:
     """f, traced once for every kind of arguments and then replayed from an optimised plan.
 
     Args:
@@ -244,12 +286,17 @@ def compile(f: Callable[..., Any], *, without: Collection[str] = ()) -> Compiled
             (numbers, strings) is static: another value is another trace. So is all it closes over.
         without: passes to leave out, of "constants", "common subexpressions", "products", "fusion"
             and "memory": to see what each is worth.
+        check: hold the first replay of every plan against f itself, run eagerly once on the same
+            arguments. What is left out, ``explain()`` says: a function whose arrays, all kept at
+            once, would need more than a quarter of the memory that is available.
 
     Returns:
         A function that gives what f gives, to rounding. Where its arguments are being
         differentiated it is f itself. ``explain()`` prints what it does.
 
     Raises:
+        CompileError: (when called) a plan's first replay differs from f run eagerly by more than
+            rounding can: a fault of the compiler's. It names the pass to leave out.
         CaptureError: (when called) f asks for a number that is not known yet (float(x), bool(x)),
             has a shape that depends on data, or makes other constants each time it runs.
         ValueError: there is no such pass.
@@ -262,4 +309,4 @@ def compile(f: Callable[..., Any], *, without: Collection[str] = ()) -> Compiled
     unknown = set(without) - set(PASSES)
     if unknown:
         raise ValueError(f"compile: there is no pass {sorted(unknown)}. There are {PASSES}.")
-    return Compiled(f, frozenset(without))
+    return Compiled(f, frozenset(without), check)

@@ -22,7 +22,10 @@ OF_INTEGERS = {
     "abs", "add", "astype", "copy", "maximum", "minimum", "mul", "neg", "relu", "sub", "where",
 }  # fmt: skip
 OF_BOOLEANS = {*COMPARISONS, "astype", "copy", "isfinite", "where"}
-SLOW = {"exp", "expm1", "log", "log1p", "power", "sigmoid", "softplus", "sin", "cos", "tanh"}
+SLOW = {
+    "exp", "expm1", "log", "log1p", "power", "sigmoid", "sigmoid_slope", "softplus", "sin", "cos",
+    "tanh",
+}  # fmt: skip
 KERNELS = {
     "class_labels", "fold", "patches", "pool_positions", "pool_put", "pool_take", "pool_winners",
     "put", "take",

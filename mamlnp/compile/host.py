@@ -16,7 +16,8 @@ from .trace import Node
 def _compiled(row: Row) -> tuple[int, list[Any]]:
     """A kernel's address, and what it is called with."""
     if isinstance(row.kernel, LoopNest):
-        return generated.loops(row.kernel), row.words
+        long = generated.has_long_sums(row.kernel, row.words)
+        return generated.loops(row.kernel, long), row.words
     name, code = row.kernel
     if name not in ("product", "convolution"):
         return generated.fixed(name, code), row.words

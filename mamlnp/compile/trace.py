@@ -9,29 +9,24 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from .. import tree
 from ..array import Array
-from ..autodiff import rerun
+from ..autodiff import custom
 from ..backend import device_of, to_host
 from ..backend.generated import EXPRESSIONS
 from ..backend.reference import check_windows, window_counts
-from ..errors import CaptureError, DeviceError
+from ..errors import CaptureError, DeviceError, users_line
 from ..op import Op
 
 Shape = tuple[int, ...]
 
 LIBRARY = f"{__name__.partition('.')[0]}."
-PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
-NUMPY = f"{Path(np.__file__).parent}{os.sep}"
 
 _numbers = itertools.count()
 
@@ -55,6 +50,7 @@ class Node:
         "args", "data", "dtype", "function", "nodes", "number", "op", "params", "shape",
     )  # fmt: skip
     __array_ufunc__ = None
+    level = 0  # it stands for no slice of anything (see vmap)
 
     def __init__(
         self,
@@ -81,18 +77,24 @@ class Node:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
     def __repr__(self) -> str:
         return f"{self.op}:{self.dtype}[{','.join(map(str, self.shape))}]"
 
-    def apply(self, op: Op, values: list[Any], params: dict[str, Any]) -> Any:
+    def apply(
+        self, op: Op, args: tuple[Any, ...], values: list[Any], params: dict[str, Any]
+    ) -> Any:
         """What an op makes of values of which at least one is a Node (see Op.apply)."""
-        if op is rerun:  # written in ops, so it traces itself
+        if op is custom:  # written in ops, so it traces itself
             return op.forward(None, *map(as_node, values), **params)
-        args = tuple(as_node(v) if hasattr(v, "dtype") else v for v in values)
+        nodes = tuple(as_node(v) if hasattr(v, "dtype") else v for v in values)
         own = op.__module__.startswith(LIBRARY)  # another op of such a name is NumPy's to run
         name = op.name if own else f"{op.__module__}.{op.name}"
-        shape, dtype = _result(name, op, args, params)
-        return Node(name, args, params, shape, dtype, function=op.forward)
+        shape, dtype = _result(name, op, nodes, params)
+        return Node(name, nodes, params, shape, dtype, function=op.forward)
 
     def astype(self, dtype: Any) -> Node:
         if self.dtype == dtype:
@@ -115,14 +117,6 @@ class Node:
 
 def _astype(xp: Any, x: Any, *, dtype: Any) -> Any:
     return x.astype(dtype)
-
-
-def users_line() -> str:
-    """The innermost line under way that is neither ours nor NumPy's: ``file:line``."""
-    frame: Any = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((PACKAGE, NUMPY)):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 class _Tracing(threading.local):
@@ -216,14 +210,22 @@ def _pool_positions(x: Any, *, size: Any, stride: int) -> tuple[Shape, Any]:
     return (*x.shape[:-3], *counts, x.shape[-1]), np.int64
 
 
+def _solve(a: Any, b: Any) -> tuple[Shape, Any]:
+    shape, dtype = _matmul(a, b)
+    return (*shape[:-2], a.shape[-1], shape[-1]), dtype
+
+
 REDUCTIONS = {"sum", "max", "min"}
 
-# Ops that take too long on placeholders of the full size.
+# Ops that take too long on placeholders of the full size, or that refuse matrices of ones.
 SHAPES: dict[str, Callable[..., tuple[Shape, Any]]] = {
+    "cholesky": lambda a: (a.shape, a.dtype),
     "fold": _fold,
     "matmul": _matmul,
     "patches": _patches,
     "pool_positions": _pool_positions,
+    "slogdet": lambda a: ((*a.shape[:-2], 2), a.dtype),
+    "solve": _solve,
 }
 
 
@@ -296,7 +298,13 @@ def trace(f: Callable[..., Any], args: Tree, device: str = "cpu") -> tuple[Graph
             f"compile: the function closes over an Array that is being {what} around it. "
             "Pass it as an argument."
         )
-    return graph, tree.map(lambda x: Array(None) if x.__class__ is Array else x, out), made
+
+    def blank(x: Any) -> Any:
+        if x.__class__ is Array:
+            return Array(None)
+        return x.copy() if isinstance(x, np.ndarray) else x  # which is the user's
+
+    return graph, tree.map(blank, out), made
 
 
 def check_repeats(graph: Graph, out: Tree, again: Graph, out_again: Tree) -> None:

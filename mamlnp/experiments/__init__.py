@@ -5,16 +5,18 @@ meta-learned parameters in a run's state) and ``learner``; ``PRESETS`` are named
 """
 
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
 from ..runs import Run
-from . import folder, miniimagenet, nav2d, omniglot, sine
+from . import classification, folder, miniimagenet, nav2d, omniglot, sine, strokes
 from .locomotion import ROBOTS
 
 EXPERIMENTS: dict[str, Any] = {
     "sine": sine,
+    "strokes": strokes,
     "omniglot": omniglot,
     "miniimagenet": miniimagenet,
     "folder": folder,
@@ -38,6 +40,30 @@ def experiment(name: str, where: Path) -> Any:
             f"It knows {', '.join(EXPERIMENTS)}."
         )
     return EXPERIMENTS[name]
+
+
+def elsewhere(run: Run, name: str) -> classification.Elsewhere:
+    """Another experiment of images, with the ways, shots and network of a run that is scored on it.
+
+    Raises:
+        DataError: there is none of that name, or its images do not fit the run's network.
+    """
+    config = run.config_as(experiment(run.experiment, run.path).Config)
+    others = {
+        key: module.Config
+        for key, module in EXPERIMENTS.items()
+        if issubclass(module.Config, classification.Config) and key != run.experiment
+    }
+    if name not in others:
+        raise DataError(
+            f"--on: {name} is no other experiment of images. Pass one of: {', '.join(others)}."
+        )
+    shared = {f.name: getattr(config, f.name) for f in fields(classification.Config)}
+    other = others[name](**shared)
+    if other.image_shape != config.image_shape:
+        here, there = ("x".join(map(str, c.image_shape)) for c in (config, other))
+        raise DataError(f"--on: images of {name} are {there}, but {run.path} takes {here}.")
+    return classification.Elsewhere(name, other)
 
 
 def command(run: Run) -> str:

@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import math
-import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +39,7 @@ CHUNK = 25  # tasks drawn at once in validation and test
 TEST_SEED = 2017
 TEST_STEPS = 10
 TEST_QUERIES = (1, 15)
+TEST_1 = TEST_SEED + 1  # seed of the test tasks with one query a class
 COSINE_TASKS = 8
 SMALLEST = 16  # side of an image that four poolings by 2 leave something of, in pixels
 MLP = (256, 128, 64, 64)
@@ -57,7 +58,6 @@ class Config:
             meta-update: today-5w1s, paper-20w5s, paper-5w1s-mlp-first-order ...
         baseline: train a baseline instead of MAML: "pretrained" is one network that learns all
             training classes at once, on as many images, and is fine-tuned on each task.
-        data: folder with the images; else the environment variable MAMLNP_DATA.
         num_ways: classes a task.
         num_shots: support images a class.
         num_queries: query images a class, in training and validation.
@@ -80,7 +80,8 @@ class Config:
         meta_lr_decay: "cosine" to 0 over the meta-iterations, or "none".
         clip: bound on every element of the meta-gradient, averaged over tasks.
         validate_every: meta-iterations from one validation (and checkpoint) to the next.
-        validation_tasks: how many; the kept parameters are the most accurate on them.
+        validation_tasks: how many; the kept parameters are the most accurate on them, and are
+            tested on as many at the end.
         chunks: into how many parts a meta-batch is split for the threads; one a task if not
             given. It decides the last bits of the result; the number of threads does not.
         threads: how many run at once; as many as there are cores if not given.
@@ -94,7 +95,6 @@ class Config:
 
     preset: str = "today-5w1s"
     baseline: Literal["pretrained"] | None = None
-    data: Path | None = None
     num_ways: int = 5
     num_shots: int = 1
     num_queries: int = 1
@@ -135,6 +135,11 @@ class Config:
         raise NotImplementedError
 
     @property
+    def source(self) -> str:
+        """Where the images are from, for the log and for errors."""
+        raise NotImplementedError
+
+    @property
     def split_name(self) -> str:
         """Which classes are trained on and tested on, for the log."""
         raise NotImplementedError
@@ -160,7 +165,7 @@ class Config:
             "preset": self.preset,
             "tasks": f"{self.num_ways} ways, {self.num_shots} shots, in training "
             f"{self.num_queries} queries a class; {self.meta_batch_size} tasks a meta-iteration",
-            "images": f"{self.images}; from {self.data or 'MAMLNP_DATA, or the download'}",
+            "images": f"{self.images}; from {self.source}",
             "network": self.network
             + (f", {self.filters} filters, last layer's weights " if conv4 else f" {MLP}")
             + (head if conv4 else ""),
@@ -174,6 +179,8 @@ class Config:
             "meta-update": f"{self.meta_iterations:,} of {self.meta_optimizer}, meta learning rate "
             f"{self.meta_lr:g}, decay {self.meta_lr_decay}, meta-gradient "
             + (f"clipped to +-{self.clip:g}" if self.clip else "not clipped"),
+            "validation": f"on {self.validation_tasks} tasks, every {self.validate_every:,} "
+            "meta-iterations",
             "split": self.split_name,
             "seed": self.seed,
         }
@@ -243,7 +250,7 @@ def checked(config: Config, data: Data) -> Data:
             )
         except DataError as error:
             raise DataError(
-                f"{len(images.names)} {split} classes of {config.data or 'MAMLNP_DATA'}: {error} "
+                f"{len(images.names)} {split} classes of {config.source}: {error} "
                 "Or change --num-ways, --num-shots or --num-queries."
             ) from error
     return data
@@ -390,7 +397,10 @@ def maml_accuracies(config: Config, steps: Collection[int], batch_norm: BatchNor
 
 
 def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None:
-    """Meta-train on the training classes, or train a baseline there; ends with pictures."""
+    """Meta-train on the training classes, or train a baseline there.
+
+    Ends with pictures, and MAML's with the accuracy on test tasks, which are evaluate's.
+    """
     ranks = world()
     threads = config.threads or ranks.threads
     rate: Any = config.meta_lr
@@ -402,7 +412,11 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
     outputs = config.num_ways if not config.baseline else data["train"].num_labels
     net = network(config, outputs)
     loss, first = task_loss(config, net), net.init(rng=counted_rng(config.seed, "init"))
-    over_threads: dict[str, Any] = {"threads": threads, "compiled": not config.eager}
+    over_threads: dict[str, Any] = {
+        "threads": threads,
+        "compiled": not config.eager,
+        "check": False,
+    }
     meta_step, eager_meta_step = (
         parallel.meta_step(
             loss,
@@ -413,6 +427,7 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
             first_order=config.first_order,
             threads=threads,
             compiled=compiled,
+            check=False,  # the tests hold these plans against eager
             ranks=ranks,
             meta_batch_size=config.meta_batch_size,
         )
@@ -478,7 +493,7 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
         (row,) = rows("validation", config.baseline or "MAML", scores)
         return -row.mean, {"validation_accuracy": row.mean, "validation_ci95": row.ci95, **shown}
 
-    loop.train(
+    best = loop.train(
         run,
         config,
         init=init,
@@ -489,9 +504,33 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
         resume=resume,
         ranks=ranks,
     )
+    lines = {}
+    if not config.baseline:
+        batches = list(_chunks(config, data["test"], config.validation_tasks, 1, "test", TEST_1))
+        metric = _metric(config, data)
+        found = {
+            f"MAML, {config.eval_steps} steps": accuracies(best["params"], batches),
+            f"nearest neighbour on pixels, {metric}": _nearest_accuracies(metric, batches)[None],
+        }
+        lines["test tasks"] = (
+            f"{config.validation_tasks}, {config.num_ways}-way {config.num_shots}-shot, of "
+            f"{len(data['test'].names)} held-out classes, with 1 query a class"
+        )
+        lines["test accuracy"] = "; ".join(
+            f"{method}: {100 * row.mean:.1f} +- {100 * row.ci95:.1f} %"
+            for method, scores in found.items()
+            for row in rows("test", method, scores)
+        )
     if ranks.writes:
+        pictures = [run.path / name for name in ("curve.png", "cosine.png")]
         plots.classification_curve(run)
         plots.gradient_cosine(run)
+        if not config.baseline:
+            pictures.append(run.path / "episode.png")
+            _draw_episode(config, data["test"], best["params"], "transductive", pictures[-1])
+        lines["kept"] = loop.best_state(run).about
+        lines["pictures"] = ", ".join(f"{path}" for path in pictures if path.exists())
+        print("\n".join(f"{key:18} {value}" for key, value in lines.items()), flush=True)
 
 
 def compare_gradients(first_order: Any, second_order: Any) -> dict[str, float]:
@@ -559,8 +598,9 @@ def _fine_tuning(
 
 
 def _progress(label: str, tasks: int, batches: Iterable[Task]) -> Iterable[Task]:
-    total, quietly = math.ceil(tasks / CHUNK), 0.5 if sys.stderr.isatty() else 20
-    return tqdm(batches, label, total, leave=False, dynamic_ncols=True, mininterval=quietly)
+    # None: of many short ones, each line would stay in a log.
+    total = math.ceil(tasks / CHUNK)
+    return tqdm(batches, label, total, leave=False, dynamic_ncols=True, disable=None)
 
 
 def tuner(config: Config, data: Data, batch_norm: BatchNorm) -> Callable[[str, Any], Tuned]:
@@ -599,11 +639,26 @@ def nearest_neighbour(metric: str, task: Task) -> np.ndarray:
     return (nearest == task.query.y).mean(-1)
 
 
+def _metric(config: Config, data: Data) -> str:
+    """The one by which the nearest neighbour is right most often on validation tasks."""
+    return max(
+        ("euclidean", "cosine"),
+        key=lambda metric: _nearest_accuracies(metric, _validation(config, data)).mean(),
+    )
+
+
 def _nearest_accuracies(metric: str, batches: Iterable[Task]) -> np.ndarray:
     return np.concatenate([nearest_neighbour(metric, task) for task in batches])
 
 
 # ---- test
+
+
+class Elsewhere(NamedTuple):
+    """An experiment of images and its Config, for a network that was trained in another."""
+
+    experiment: str
+    config: Any
 
 
 def evaluate(
@@ -614,23 +669,28 @@ def evaluate(
     tasks: int = 600,
     batch_norm: BatchNorm = "transductive",
     baselines: bool = False,
+    on: Elsewhere | None = None,
 ) -> tuple[list[Row], str]:
     """Accuracy on held-out classes after 0, 1, ..., 10 steps, with 1 and with 15 queries a class.
 
     The test tasks are the same for every run of a split. Leaves two pictures in the run's folder.
 
     Args:
+        data: the run's, or those of ``on``.
         tasks: how many test tasks.
         batch_norm: whose statistics normalise the queries.
         baselines: also fine-tuning from random weights, and the nearest neighbour on pixels, both
             tuned on the validation tasks.
+        on: the experiment whose classes it is scored on, where that is another than the run's.
 
     Returns:
         The rows, and a table as text.
     """
     if batch_norm == "per-query" and config.network == "mlp":
         raise DataError(NO_STATISTICS)
-    check_classes(run, data)
+    if on is None:
+        check_classes(run, data)
+    where = on or Elsewhere(run.experiment, config)
     data = _placed(data)
     state, about = loop.best_state(run)
     params = _for_tasks(config, state["params"])
@@ -653,11 +713,7 @@ def evaluate(
         scores = _fine_tuning(config, tuned.part, steps, batch_norm)
         methods[name] = functools.partial(scores, theta, tuned.lr)
     if baselines:
-        found = {
-            metric: _nearest_accuracies(metric, _validation(config, data)).mean()
-            for metric in ("euclidean", "cosine")
-        }
-        metric = max(found, key=found.__getitem__)
+        metric = _metric(config, data)
         notes["nearest neighbour"] = f"{metric} distance"
         parts.append(f"nearest neighbour: {metric} distance of pixels, best in validation")
         methods["nearest neighbour"] = lambda batches: np.repeat(
@@ -665,12 +721,14 @@ def evaluate(
         )
 
     test, setting = data["test"], (config.num_ways, config.num_shots)
-    theirs = config.is_the_papers(test.names)
-    label = run.experiment if theirs else "photographs"
+    theirs = where.config.is_the_papers(test.names)
+    label = where.experiment if theirs else "photographs"
     name = f"{label} {setting[0]}-way {setting[1]}-shot"
-    note = f"split {config.split_name}; batch norm {batch_norm}: {BATCH_NORM[batch_norm]}"
+    trained = f"trained on {run.experiment}; " if on else ""
+    note = f"{trained}split {where.config.split_name}; "
+    note += f"batch norm {batch_norm}: {BATCH_NORM[batch_norm]}"
     printed = "not given"
-    if theirs and not config.baseline:
+    if theirs and not (config.baseline or on):
         printed = config.paper.get((config.network, *setting, config.first_order), printed)
     parts.append(
         f"{name}: accuracy in %, 95 % interval over {tasks} tasks of {len(test.names)} held-out "
@@ -688,29 +746,31 @@ def evaluate(
         parts += [f"\n{asked}", as_table(here, list(methods), percent=True)]
         drawn += [replace(row, setting=name, method=f"{row.method}, {asked}") for row in here]
         table += here
-    kind = "" if batch_norm == "transductive" else f"-{batch_norm}"
+    kind = f"-{on.experiment}" if on else ""
+    kind += "" if batch_norm == "transductive" else f"-{batch_norm}"
     pictures = [run.path / f"accuracy{kind}.png"]
     plots.accuracy_against_steps(
         pictures[0], drawn, chance=1 / config.num_ways, reported=config.eval_steps, note=note
     )
     if not config.baseline:
         pictures.append(run.path / f"episode{kind}.png")
-        here = tree.map(lambda p: Array(to_host(p.value)), params)
-        _draw_episode(config, test, learner(config, here), batch_norm, pictures[1])
+        _draw_episode(config, test, params, batch_norm, pictures[1])
     parts.append(f"\npictures: {', '.join(map(str, pictures))}")
     return table, "\n".join(parts)
 
 
 def _draw_episode(
-    config: Config, test: ClassImages, model: Classifier, batch_norm: BatchNorm, path: Path
+    config: Config, test: ClassImages, params: Any, batch_norm: BatchNorm, path: Path
 ) -> None:
+    model = learner(config, tree.map(lambda p: Array(to_host(p.value)), params))
     rng = counted_rng(TEST_SEED, "test")
     queries = min(5, int(test.counts.min()) - config.num_shots)
     classes = test.sample_classes(1, num_ways=config.num_ways, rng=rng)
     episode = test.sample_images(classes, num_shots=config.num_shots, num_queries=queries, rng=rng)
     task = tree.map(lambda leaf: to_host(leaf)[0], episode)
-    adapted = model.adapt(task.support.x, task.support.y)
-    probabilities = adapted.predict(task.query.x, batch_norm=batch_norm)
+    with warnings.catch_warnings(action="ignore"):  # nobody chose these images
+        adapted = model.adapt(task.support.x, task.support.y)
+        probabilities = adapted.predict(task.query.x, batch_norm=batch_norm)
     names = [test.names[c] for c in classes[0]]
     title = f"An episode of classes never trained on, after {model.inner_steps} gradient steps"
     plots.episode(path, task, probabilities, names, title=title, note=f"batch norm {batch_norm}")

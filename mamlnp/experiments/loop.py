@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import math
 import signal
@@ -23,7 +24,7 @@ from ..backend import to_device, to_host, use_card
 from ..errors import DataError, NonFiniteError
 from ..op import debug_nans
 from ..ranks import Ranks
-from ..runs import CHECKPOINT, Checkpoint, Run
+from ..runs import CHECKPOINT, METRICS, Checkpoint, Run
 
 Tree = Any
 
@@ -41,7 +42,7 @@ class Schedule(Protocol):
     def validate_every(self) -> int: ...
 
 
-MAY_BE_ZERO = ("seed", "split_seed", "head_std", "baseline_iterations")
+MAY_BE_ZERO = ("seed", "split_seed", "alphabet_seed", "head_std", "baseline_iterations")
 
 
 def check_settings(config: Any) -> None:
@@ -73,7 +74,7 @@ def train(
     validate: Validation | None = None,
     resume: bool = False,
     ranks: Ranks | None = None,
-) -> None:
+) -> Tree:
     """Run the meta-iterations of a run, from its checkpoint if ``resume``.
 
     What a step takes is drawn from its own number, so a resumed run is bit for bit the unbroken
@@ -95,6 +96,9 @@ def train(
         resume: whether the run goes on from its checkpoint.
         ranks: the processes that do all this together, of which the first writes.
 
+    Returns:
+        The best state.
+
     Raises:
         Interrupted: after Ctrl-C, with everything saved.
         DataError: a number of the steps is not finite any more, another process trains in the
@@ -102,7 +106,7 @@ def train(
     """
     ranks = ranks or Ranks()
     with run.locked() if ranks.writes else nullcontext():
-        _train(run, schedule, init, draw, step, eager_step, validate, ranks, resume=resume)
+        return _train(run, schedule, init, draw, step, eager_step, validate, ranks, resume=resume)
 
 
 def _train(
@@ -116,7 +120,7 @@ def _train(
     ranks: Ranks,
     *,
     resume: bool,
-) -> None:
+) -> Tree:
     iterations, validate_every = schedule.meta_iterations, schedule.validate_every
     start, seconds = 0, 0.0
     best: dict[str, Any] = {"iteration": None, "score": None}
@@ -226,6 +230,7 @@ def _train(
                     f"stopped after {done} of {iterations} meta-iterations. Continue with: "
                     f"mamlnp train {run.experiment} --resume {run.path}"
                 )
+    return best_state
 
 
 def _not_finite(numbers: dict[str, Any]) -> str:
@@ -300,6 +305,22 @@ def _numbers(found: list[Any]) -> np.ndarray:
     return np.array([float(x.numpy().mean()) if isinstance(x, Array) else x for x in found])
 
 
+def diverged(run: Run) -> str:
+    """What to say of a training whose loss ended above twice what it began with; nothing of
+    others."""
+    path = run.path / METRICS
+    if not path.exists():
+        return ""
+    with path.open(encoding="utf-8", newline="") as file:
+        found = [float(row.get("train_loss", "nan")) for row in csv.DictReader(file)]
+    if not found or not found[-1] > 2 * found[0] > 0:
+        return ""
+    return (
+        f"done, but the training diverged: its loss was {found[0]:.3g} to begin with and is "
+        f"{found[-1]:.3g} now. Lower inner_lr or meta_lr."
+    )
+
+
 class Best(NamedTuple):
     """A run's best state by validation; the last, if it was stopped before validating or is of an
     experiment that does not.
@@ -320,11 +341,18 @@ def best_state(run: Run) -> Best:
     best, done = checkpoint.meta["best"], checkpoint.iteration
     validated = best["score"] is not None
     state = checkpoint.arrays["best" if validated else "state"]
-    which = f"{best['iteration']}, best of {done} on validation tasks" if validated else f"{done}"
+    tasks = "validation tasks"
+    if number := run.config.get("validation_tasks"):
+        tasks = f"{number} {tasks}"
+    which = f"{best['iteration']}, best of {done} on {tasks}" if validated else f"{done}"
+    if done < (asked := run.config.get("meta_iterations", done)):
+        which += f" (of {asked} that were asked for)"
     about = (
         f"{run.path}: parameters of meta-iteration {which}; trained for "
         f"{checkpoint.meta['wall_seconds']:.0f} s"
     )
+    if done < (planned := run.config.get("meta_iterations", done)):
+        about += f"; stopped after {done:,} of {planned:,} meta-iterations"
     return Best(from_host(state), about)
 
 

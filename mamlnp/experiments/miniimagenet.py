@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from ..tasks.miniimagenet import load_miniimagenet
@@ -27,6 +28,7 @@ class Config(classification.Config):
             variable MAMLNP_DATA.
     """
 
+    data: Path | None = None
     num_queries: int = 15
     filters: int = 32
     head_std: float | None = None
@@ -48,6 +50,11 @@ class Config(classification.Config):
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels that the network takes."""
         return 84, 84, 3
+
+    @property
+    def source(self) -> str:
+        """Where the images are from."""
+        return f"{self.data or 'MAMLNP_DATA'}"
 
     @property
     def split_name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ..tasks.omniglot import load_omniglot
@@ -29,6 +30,7 @@ class Config(classification.Config):
         split_seed: of the random split.
     """
 
+    data: Path | None = None
     resize: Literal["antialias", "nearest"] = "antialias"
     split: Literal["vinyals", "random"] = "vinyals"
     split_seed: int = 0
@@ -56,6 +58,11 @@ class Config(classification.Config):
         return f"{super().images}, resized by {self.resize}"
 
     @property
+    def source(self) -> str:
+        """Where the images are from."""
+        return f"{self.data or 'MAMLNP_DATA, or the download'}"
+
+    @property
     def split_name(self) -> str:
         """Which characters are trained on and tested on."""
         return f"random (seed {self.split_seed})" if self.split == "random" else self.split
@@ -68,6 +75,7 @@ def _setting(ways: int, shots: int) -> dict[str, Any]:
     return {"num_ways": ways, "num_shots": shots, "num_queries": shots, **of_ways}
 
 
+SETTINGS = {f"{ways}w{shots}s": _setting(ways, shots) for ways in (5, 20) for shots in (1, 5)}
 PRESETS: dict[str, Config] = classification.presets(
     {
         "today": (Config(), {}),
@@ -85,7 +93,7 @@ PRESETS: dict[str, Config] = classification.presets(
             {},
         ),
     },
-    {f"{ways}w{shots}s": _setting(ways, shots) for ways in (5, 20) for shots in (1, 5)},
+    SETTINGS,
     networks={"": {}, "-mlp": {"network": "mlp"}},
 )
 # Chosen on validation characters, 4,000 meta-iterations: 88.2 % with training loss 0.33, against

@@ -33,6 +33,7 @@ class Row:
         tasks: how many.
         diverged: tasks whose score is not finite, or not within its bound.
         note: how it was adapted, where the method alone does not say it.
+        median: over tasks; None in rows of what others printed.
     """
 
     setting: str
@@ -43,6 +44,7 @@ class Row:
     tasks: int
     diverged: int = 0
     note: str = ""
+    median: float | None = None
 
 
 def adaptation_scores(
@@ -74,7 +76,9 @@ def scorer(
 ) -> Callable[[Any, Task], np.ndarray]:
     """A function like ``scores``, (params, task) -> (len(steps), T), in chunks over threads and
     over ranks (see parallel.py)."""
-    of_chunks = parallel.over_tasks(scores, chunks=chunks, threads=threads, compiled=compiled)
+    of_chunks = parallel.over_tasks(
+        scores, chunks=chunks, threads=threads, compiled=compiled, check=False
+    )
     ranks = ranks or Ranks()
 
     def of_all(params: Any, task: Task) -> np.ndarray:
@@ -107,6 +111,7 @@ def rows(
                 len(values),
                 int((~(np.abs(values) < bound)).sum()),
                 note,
+                float(np.median(np.where(np.isnan(values), np.inf, values))),
             )
         )
     return out
@@ -120,11 +125,13 @@ def as_records(table: list[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def as_table(table: list[Row], columns: list[str], *, percent: bool = False) -> str:
+def as_table(
+    table: list[Row], columns: list[str], *, percent: bool = False, medians: bool = False
+) -> str:
     """One line for every number of steps, one column for every method, for a terminal."""
     scale, digits = (100, 1) if percent else (1, 3)
     found = {(r.steps, r.method): r for r in table}
-    widths = {name: max(20, len(name) + 3) for name in columns}
+    widths = {name: max(26 if medians else 20, len(name) + 3) for name in columns}
     lines = [f"{'steps':>5}" + "".join(f"{name:>{widths[name]}}" for name in columns)]
     for steps in sorted({r.steps for r in table}):
         line = f"{steps:>5}"
@@ -133,6 +140,8 @@ def as_table(table: list[Row], columns: list[str], *, percent: bool = False) -> 
             text = "" if row is None else f"{_number(row.mean * scale, digits)}"
             if row is not None and row.tasks > 1:
                 text += f" +- {_number(row.ci95 * scale, digits)}"
+            if medians and row is not None and row.median is not None:
+                text += f" ({_number(row.median * scale, digits)})"
             line += f"{text:>{widths[name]}}"
         lines.append(line)
     return "\n".join(lines)

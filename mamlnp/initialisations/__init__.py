@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import tree
 from ..backend import to_host
 from ..errors import DataError
@@ -22,6 +24,7 @@ from ..runs import (
     Checkpoint,
     Run,
     config_as,
+    create_run,
     open_run,
     read_checkpoint,
     write_checkpoint,
@@ -57,25 +60,74 @@ def load(source: str | os.PathLike[str]) -> Any:
     >>> model.adapt([[0.0], [1.0]], [[0.0], [0.8]]).predict([[0.5]]).shape
     (1, 1)
     """
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         run = open_run(path)
         params = experiment(run.experiment, path).theta(best_state(run).state)
         return _learner(run.load()._replace(config=run.config), params, path / CHECKPOINT)
+    file = _file(source, path)
+    saved = read_checkpoint(file)
+    return _learner(saved, from_host(saved.arrays["params"]), file)
+
+
+def _file(source: str | os.PathLike[str], path: Path) -> Path:
+    """The exported file that a name or a path means."""
     file = HERE / f"{source}.safetensors" if os.fspath(source) in names() else path
     if not file.is_file():
         raise DataError(
             f"{source}: is neither a run's folder, nor an exported file, nor one of the "
             f"initialisations that come with mamlnp: {', '.join(names())}."
         )
+    return file
+
+
+def as_run(source: str | os.PathLike[str]) -> Run:
+    """A run's folder to score: of a name or an exported file, one made in the folder runs.
+
+    Raises:
+        DataError: there is no such thing, it is damaged, it is of sine, whose baselines are in a
+            run's folder alone, or the folder to make is another run's.
+    """
+    path = Path(os.path.expanduser(source))
+    if path.is_dir():
+        return open_run(path)
+    if not path.is_file() and os.fspath(source) not in names():
+        raise DataError(
+            f"{source}: there is no such folder, nor a file or an initialisation of that name "
+            f"({', '.join(names())}). Give one that `mamlnp train` made."
+        )
+    file = _file(source, path)
+    load(source)  # refuses what is no learner
     saved = read_checkpoint(file)
-    return _learner(saved, from_host(saved.arrays["params"]), file)
+    if saved.experiment == "sine":
+        raise DataError(
+            f"{source}: is scored beside its baselines, which an exported file does not hold. "
+            "Train a run with: mamlnp train sine"
+        )
+    module, folder = experiment(saved.experiment, file), Path("runs") / file.stem
+    config = config_as(module.Config, saved.config, os.fspath(file), saved.versions)
+    state = {"params": saved.arrays["params"]}
+    if not folder.is_dir():
+        run = create_run(saved.experiment, config, folder)
+        meta = {key: saved.meta[key] for key in ("best", "wall_seconds")}
+        run.save(saved.iteration, {"state": state, "best": state}, meta)
+        return run
+    run = open_run(folder)
+    there = dict(tree.items(run.load().arrays["best"]))
+    if run.experiment != saved.experiment or any(
+        where not in there or not np.array_equal(leaf, there[where])
+        for where, leaf in tree.items(state)
+    ):
+        raise DataError(f"{folder}: holds another run than {source}. Move it away.")
+    return run
 
 
 def _learner(saved: Checkpoint, params: Any, where: Path) -> Any:
     module = experiment(saved.experiment, where)
     config = config_as(module.Config, saved.config, os.fspath(where), saved.versions)
-    about = {"experiment": saved.experiment, "settings": saved.config, **saved.meta}
+    # Not its score, which is what the outer loop lowers: minus an accuracy.
+    best = {"iteration": saved.meta["best"]["iteration"]}
+    about = {"experiment": saved.experiment, "settings": saved.config, **saved.meta, "best": best}
     learner = module.learner(config, params, about)
     check_fits(where, params, learner.network.init(rng=counted_rng(0, "init")))
     return learner

@@ -1,15 +1,32 @@
 """One element in, one element out, with NumPy's broadcasting.
 
 Values at edge points: relu'(0) = abs'(0) = 0; ties of maximum and minimum share the cotangent
-equally; a branch that `where` did not take gets exactly 0.
+equally; a branch that `where` did not take gets exactly 0. NaN goes through: relu, clip, maximum
+and minimum hand on the whole cotangent where the result is NaN (to both arguments), abs hands on
+NaN.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
+from .. import backend
 from ..array import Array
-from ..draws import Draw, Drawn, Shape, nonzero, one, positive, reals, two
+from ..draws import (
+    Domain,
+    Draw,
+    Drawn,
+    Shape,
+    Tails,
+    above_zero,
+    nonzero,
+    one,
+    positive,
+    reals,
+    two,
+)
 from ..errors import DtypeError, ShapeError
 from ..op import answers, as_array, op
 from .shape import sum_to
@@ -134,7 +151,7 @@ def _(ct: Array, out: Array, a: Array, b: Array) -> Array:
     return _fit(ct, b)
 
 
-@op(draw=two(), shapes=BROADCAST, operator="sub", numpy=("subtract",))
+@op(draw=two(), shapes=BROADCAST, operator="sub", numpy=("subtract",), linear_in=("a", "b"))
 def sub(xp: Any, a: Any, b: Any) -> Any:
     """a - b."""
     return xp.subtract(a, b)
@@ -172,6 +189,7 @@ def _(ct: Array, out: Array, a: Array, b: Array) -> Array:
     shapes=BROADCAST,
     operator="truediv",
     numpy=("divide", "true_divide"),
+    tails=Tails("a / b"),
 )
 def div(xp: Any, a: Any, b: Any) -> Any:
     """a / b."""
@@ -207,7 +225,13 @@ def _draw_power(d: Draw) -> Drawn:
     return (d.array(d.shape(), domain), exponent), {}
 
 
-@op(draw=_draw_power, shapes=BROADCAST, operator="pow", numpy=("pow",))
+@op(
+    draw=_draw_power,
+    shapes=BROADCAST,
+    operator="pow",
+    numpy=("pow",),
+    tails=Tails("a ** b", (above_zero, Domain(1e-3, 1e3, signed=True)), "1 + abs(log(a))"),
+)
 def power(xp: Any, a: Any, b: Any) -> Any:
     """a ** b. A Python number as exponent uses no logarithm and is right for negative a too.
 
@@ -219,9 +243,8 @@ def power(xp: Any, a: Any, b: Any) -> Any:
 @power.vjp("a")
 def _(ct: Array, out: Array, a: Array, b: Any) -> Array:
     if isinstance(b, Array):
-        constant = equal(b, 0)
-        slope = mul(b, power(a, where(constant, 1, sub(b, 1))))
-        return _fit(where(constant, 0.0, mul(ct, slope)), a)
+        edge = where(equal(a, 0), equal(b, 0), False)
+        return _fit(mul(ct, mul(b, power(a, where(edge, 1, sub(b, 1))))), a)
     if b == 0:
         return mul(ct, 0.0)
     return mul(ct, b) if b == 1 else mul(ct, mul(power(a, b - 1) if b != 2 else a, b))
@@ -248,7 +271,7 @@ def reciprocal(x: Any) -> Array:
 # ---- exponentials and circles
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("exp(x)"))
 def exp(xp: Any, x: Any) -> Any:
     """e to the x."""
     return xp.exp(x)
@@ -259,7 +282,7 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return mul(ct, out)
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("expm1(x)"))
 def expm1(xp: Any, x: Any) -> Any:
     """exp(x) - 1, exact for small x."""
     return xp.expm1(x)
@@ -267,10 +290,10 @@ def expm1(xp: Any, x: Any) -> Any:
 
 @expm1.vjp("x")
 def _(ct: Array, out: Array, x: Array) -> Array:
-    return mul(ct, add(out, 1.0))
+    return mul(ct, exp(x))
 
 
-@op(draw=one(positive))
+@op(draw=one(positive), tails=Tails("log(x)", (above_zero,)))
 def log(xp: Any, x: Any) -> Any:
     """Natural logarithm."""
     return xp.log(x)
@@ -281,7 +304,7 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return div(ct, x)
 
 
-@op(draw=one(positive))
+@op(draw=one(positive), tails=Tails("log1p(x)", (Domain(-1.0, math.inf),)))
 def log1p(xp: Any, x: Any) -> Any:
     """log(1 + x), exact for small x."""
     return xp.log1p(x)
@@ -292,7 +315,7 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return div(ct, add(x, 1.0))
 
 
-@op(draw=one(positive))
+@op(draw=one(positive), tails=Tails("sqrt(x)", (above_zero,)))
 def sqrt(xp: Any, x: Any) -> Any:
     """Square root; its derivative at 0 is infinite (see norm for one that is not)."""
     return xp.sqrt(x)
@@ -303,7 +326,7 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return div(mul(ct, 0.5), out)
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("sin(x)"))
 def sin(xp: Any, x: Any) -> Any:
     """Sine, x in radians."""
     return xp.sin(x)
@@ -314,7 +337,7 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return mul(ct, cos(x))
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("cos(x)"))
 def cos(xp: Any, x: Any) -> Any:
     """Cosine, x in radians."""
     return xp.cos(x)
@@ -325,7 +348,7 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return neg(mul(ct, sin(x)))
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("tanh(x)"))
 def tanh(xp: Any, x: Any) -> Any:
     """Hyperbolic tangent."""
     return xp.tanh(x)
@@ -333,10 +356,10 @@ def tanh(xp: Any, x: Any) -> Any:
 
 @tanh.vjp("x")
 def _(ct: Array, out: Array, x: Array) -> Array:
-    return mul(ct, sub(1.0, square(out)))
+    return mul(ct, mul(_sigmoid_slope(mul(x, 2.0)), 4.0))
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("1 / (1 + exp(-x))"))
 def sigmoid(xp: Any, x: Any) -> Any:
     """1 / (1 + exp(-x)), without overflow."""
     e = xp.exp(-1.0 * xp.abs(x))
@@ -345,10 +368,26 @@ def sigmoid(xp: Any, x: Any) -> Any:
 
 @sigmoid.vjp("x")
 def _(ct: Array, out: Array, x: Array) -> Array:
-    return mul(ct, mul(out, sub(1.0, out)))
+    return mul(ct, _sigmoid_slope(x))
 
 
-@op(draw=one())
+@op(draw=one(), tails=Tails("exp(-abs(x)) / (1 + exp(-abs(x))) ** 2"))
+def _sigmoid_slope(xp: Any, x: Any) -> Any:
+    """sigmoid(x) sigmoid(-x), which is the derivative of sigmoid(x), and of tanh(x / 2) / 2 too
+    (docs, equation 2.5).
+
+    An op of its own, for 1 - sigmoid(x) and 1 - tanh(x)^2 are 0 where these have rounded to 1.
+    """
+    e = xp.exp(-1.0 * xp.abs(x))
+    return e / xp.square(1 + e)
+
+
+@_sigmoid_slope.vjp("x")
+def _(ct: Array, out: Array, x: Array) -> Array:
+    return neg(mul(ct, mul(out, tanh(mul(x, 0.5)))))
+
+
+@op(draw=one(), tails=Tails("log1p(exp(x))"))
 def softplus(xp: Any, x: Any) -> Any:
     """log(1 + exp(x)), without overflow."""
     return xp.logaddexp(x, 0)
@@ -359,7 +398,137 @@ def _(ct: Array, out: Array, x: Array) -> Array:
     return mul(ct, sigmoid(x))
 
 
+def _hyperbolic(name: str, doc: str, tails: Tails, slope: Callable[[Array], Array]) -> Any:
+    def forward(xp: Any, x: Any) -> Any:
+        return getattr(xp, name)(x)
+
+    forward.__name__, forward.__doc__, forward.__module__ = name, doc, __name__
+    made = op(draw=one(), tails=tails)(forward)
+    made.vjp("x")(lambda ct, out, x: mul(ct, slope(x)))
+    return made
+
+
+sinh: Any = _hyperbolic("sinh", "Hyperbolic sine.", Tails("sinh(x)"), lambda x: cosh(x))
+cosh: Any = _hyperbolic("cosh", "Hyperbolic cosine.", Tails("cosh(x)"), lambda x: sinh(x))
+
+
+@answers(numpy=("hypot",))
+def hypot(a: Any, b: Any) -> Array:
+    """sqrt(a^2 + b^2), without overflow; at a = b = 0 its derivatives of every order are 0."""
+    sizes = [abs(x) if hasattr(x, "dtype") else math.fabs(x) for x in (a, b)]
+    top = maximum(*sizes).constant()
+    zero = equal(top, 0)
+    top = where(zero, 1.0, top)
+    squares = add(square(div(a, top)), square(div(b, top)))
+    return mul(where(zero, 0.0, sqrt(where(zero, 1.0, squares))), top)
+
+
+arcsinh: Any = _hyperbolic(
+    "arcsinh",
+    "The number whose sinh is x.",
+    Tails("asinh(x)", loss="4"),
+    lambda x: div(1.0, hypot(x, 1.0)),
+)
+
+
+@op(
+    draw=two(nonzero, nonzero),
+    shapes=BROADCAST,
+    numpy=("atan2",),
+    tails=Tails(
+        "atan2(a, b)",
+        (Domain(1e-3, 1e3, signed=True),),
+        "(a / b) ** 2 + (b / a) ** 2 + (a * a + b * b) / (abs(a * a - b * b) + 1e-12)",
+    ),
+)
+def arctan2(xp: Any, a: Any, b: Any) -> Any:
+    """The angle of the point (b, a), from -pi to pi; at 0 its derivatives are 0."""
+    return xp.arctan2(a, b)
+
+
+def _turn(ct: Array, x: Any, y: Any) -> Array:
+    """ct times how fast the angle of a point grows as it moves across x."""
+    length = hypot(x, y)
+    length = where(equal(length, 0), 1.0, length)
+    return div(div(mul(ct, x), length), length)
+
+
+@arctan2.vjp("a")
+def _(ct: Array, out: Array, a: Array, b: Any) -> Array:
+    return _fit(_turn(ct, b, a), a)
+
+
+@arctan2.vjp("b")
+def _(ct: Array, out: Array, a: Any, b: Array) -> Array:
+    return _fit(neg(_turn(ct, a, b)), b)
+
+
+@op(
+    draw=lambda d: (one()(d)[0], {"complement": d.boolean()}),
+    tails=Tails("erf(x)", loss="1 + x * x"),
+)
+def _erf(xp: Any, x: Any, *, complement: bool = False) -> Any:
+    """The error function, or 1 minus it, which does not round to 0."""
+    return backend.kernels_of(x).erf(x, complement)
+
+
+@_erf.vjp("x")
+def _(ct: Array, out: Array, x: Array, *, complement: bool = False) -> Array:
+    slope = mul(exp(neg(square(x))), 2 / math.sqrt(math.pi))
+    return mul(neg(ct) if complement else ct, slope)
+
+
+@answers(numpy=("erf",))
+def erf(x: Any) -> Array:
+    """2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
+    return _erf.apply((as_array(x),), {"complement": False})
+
+
+@answers(numpy=("erfc",))
+def erfc(x: Any) -> Array:
+    """1 - erf(x), without rounding to 0."""
+    return _erf.apply((as_array(x),), {"complement": True})
+
+
 # ---- piecewise
+
+
+@op(
+    draw=two(reals, nonzero),
+    shapes=BROADCAST,
+    operator="mod",
+    numpy=("mod",),
+    pattern=lambda xp, a, b: xp.floor_divide(a, b),
+)
+def remainder(xp: Any, a: Any, b: Any) -> Any:
+    """What is left of a when b is taken from it as often as it fits; has the sign of b."""
+    return xp.remainder(a, b)
+
+
+@remainder.vjp("a")
+def _(ct: Array, out: Array, a: Array, b: Any) -> Array:
+    return _fit(ct, a)
+
+
+@remainder.vjp("b")
+def _(ct: Array, out: Array, a: Any, b: Array) -> Array:
+    return _fit(neg(mul(ct, floor_divide(a, b))), b)
+
+
+@op(
+    draw=lambda d: (one()(d)[0], {"how": d.choice(["floor", "rint"])}),
+    differentiable=False,
+)
+def _rounded(xp: Any, x: Any, *, how: str) -> Any:
+    """The whole number below x ("floor") or next to it ("rint"). Not differentiable."""
+    return getattr(xp, how)(x)
+
+
+@answers(operator="floordiv", numpy=("floor_divide",))
+def floor_divide(a: Any, b: Any) -> Array:
+    """How often b fits into a. Not differentiable."""
+    rest = remainder(a, b)
+    return astype(_rounded(div(sub(a, rest), b), how="rint"), rest.dtype)
 
 
 @op(draw=one(), numpy=("absolute", "fabs"), operator="abs", pattern=lambda xp, x: xp.sign(x))
@@ -375,13 +544,13 @@ def _(ct: Array, out: Array, x: Array) -> Array:
 
 @op(draw=one(), pattern=lambda xp, x: x > 0)
 def relu(xp: Any, x: Any) -> Any:
-    """max(x, 0); the derivative at 0 is 0."""
+    """max(x, 0); the derivative at 0 is 0, at NaN it is 1."""
     return xp.maximum(x, 0)
 
 
 @relu.vjp("x")
 def _(ct: Array, out: Array, x: Array) -> Array:
-    return mul(ct, greater(x, 0))
+    return mul(ct, not_equal(out, 0))
 
 
 @op(draw=two(), shapes=BROADCAST, pattern=lambda xp, a, b: xp.sign(xp.subtract(a, b)))
@@ -391,8 +560,9 @@ def maximum(xp: Any, a: Any, b: Any) -> Any:
 
 
 def _share(ct: Array, larger: Any, smaller: Any) -> Array:
-    """All of the cotangent where the one is larger, half of it where they are equal."""
-    return where(equal(larger, smaller), mul(ct, 0.5), where(greater(larger, smaller), ct, 0.0))
+    """All of the cotangent unless the one is smaller, half of it where they are equal. (Neither is
+    so where one is NaN.)"""
+    return where(equal(larger, smaller), mul(ct, 0.5), where(less(larger, smaller), 0.0, ct))
 
 
 @maximum.vjp("a")
@@ -421,7 +591,7 @@ def _(ct: Array, out: Array, a: Any, b: Array) -> Array:
     return _fit(_share(ct, a, b), b)
 
 
-@answers(numpy=("clip",), method="clip")
+@answers(method="clip")
 def clip(x: Any, min: Any, max: Any) -> Array:
     """x kept between min and max; at either bound half of the cotangent passes (a tie)."""
     return minimum(maximum(x, min), max)

@@ -219,9 +219,10 @@ def getitem(x: Any, index: Any) -> Array:
     for part in parts:
         if part is None or part is ... or isinstance(part, slice):
             static.append(part)
-        elif isinstance(part, bool | list | Array) or hasattr(part, "dtype"):
+        elif isinstance(part, bool | list | tuple | range | Array) or hasattr(part, "dtype"):
+            part = list(part) if isinstance(part, range) else part
             chosen = as_array(part)
-            if isinstance(part, list) and not part:  # whose type would be float
+            if isinstance(part, list | tuple) and not part:  # whose type would be float
                 chosen = chosen.astype(int)
             arrays.append(_whole_numbers("getitem", chosen, "iub"))
             static.append(HERE)

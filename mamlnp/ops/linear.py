@@ -11,7 +11,16 @@ from ..draws import Draw, Drawn
 from ..errors import ShapeError
 from ..op import answers, as_array, describe, op
 from .reduce import sum
-from .shape import matrix_transpose, reshape, squeeze, sum_to, transpose
+from .shape import (
+    concatenate,
+    matrix_transpose,
+    moveaxis,
+    pad,
+    reshape,
+    squeeze,
+    sum_to,
+    transpose,
+)
 
 Pair = tuple[int, int]
 Padding = str | int | tuple[Pair, Pair]
@@ -76,20 +85,31 @@ def matmul(a: Any, b: Any) -> Array:
 
 
 @answers(numpy=("einsum",))
-def einsum(subscripts: str, *operands: Any) -> Array:
-    """Einstein summation, by matmul; with an explicit ``->`` and no index twice in one operand.
+def einsum(subscripts: Any, *operands: Any, optimize: Any = False) -> Array:
+    """Einstein summation as in NumPy, by matmul, from the left whatever ``optimize`` says.
 
     >>> einsum("ij,kj->ki", [[1.0, 2.0]], [[3.0, 4.0]])
     Array([[11.]])
 
     Raises:
-        ShapeError: the subscripts are not of that form, or do not fit the operands.
+        ShapeError: the subscripts do not fit the operands.
     """
+    if not isinstance(subscripts, str):  # but x, [0, 1], y, [1, 2], [0, 2]
+        subscripts, operands = _as_text((subscripts, *operands))
     arrays = [as_array(x) for x in operands]
-    text = subscripts.replace(" ", "")
-    inputs, arrow, output = text.partition("->")
-    terms = inputs.split(",")
-    _check_einsum(subscripts, arrow, terms, output, arrays)
+    terms, output = _spelled_out(subscripts, arrays)
+    _check_einsum(subscripts, terms, output, arrays)
+    sides = [dict(zip(t, x.shape, strict=True)) for t, x in zip(terms, arrays, strict=True)]
+    long = {name for side in sides for name in side if side[name] != 1}
+    for i, (term, x) in enumerate(zip(terms, arrays, strict=True)):
+        for name in term:  # twice: a diagonal; of length 1 where it is longer elsewhere: dropped
+            while term.count(name) > 1 or (name in long and name in term and sides[i][name] == 1):
+                at = term.index(name)
+                if term.count(name) > 1:
+                    x, term = _diagonal(x, at, term.index(name, at + 1)), term.replace(name, "", 1)
+                else:
+                    x, term = squeeze(x, at), term.replace(name, "")
+        terms[i], arrays[i] = term, x
     term, out = terms[0], arrays[0]
     for i, (other_term, other) in enumerate(zip(terms[1:], arrays[1:], strict=True), 2):
         needed = set(output).union(*terms[i:])
@@ -100,17 +120,50 @@ def einsum(subscripts: str, *operands: Any) -> Array:
     return transpose(out, [kept.index(name) for name in output])
 
 
-def _check_einsum(
-    subscripts: str, arrow: str, terms: list[str], output: str, arrays: list[Array]
-) -> None:
+def _as_text(given: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+    """einsum's other form, an index list after every operand and one for the result, as text."""
+    lists = [*given[1::2], *given[-1:][: len(given) % 2]]
+    terms = ["".join("..." if i is ... else chr(65 + i + 6 * (i > 25)) for i in x) for x in lists]
+    arrow = "->" + terms.pop() if len(given) % 2 else ""
+    return ",".join(terms) + arrow, given[: len(given) - len(given) % 2 : 2]
+
+
+def _spelled_out(subscripts: str, arrays: list[Array]) -> tuple[list[str], str]:
+    """Every operand's indices and the result's, with letters of their own for ``...``."""
+    inputs, arrow, output = subscripts.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    hidden = [x.ndim - len(t) + 3 for t, x in zip(terms, arrays, strict=False) if "..." in t]
+    most = "".join(map(chr, range(0x3B1, 0x3B1 + max([0, *hidden]))))  # Greek ones
+    for i, x in enumerate(arrays[: len(terms)]):
+        count = max(x.ndim - len(terms[i]) + 3, 0)
+        terms[i] = terms[i].replace("...", most[len(most) - count :])
+    if not arrow:
+        once = [n for n in sorted(set(inputs) - {",", "."}) if inputs.count(n) == 1]
+        return terms, most + "".join(once)
+    return terms, output.replace("...", most)
+
+
+def _diagonal(x: Array, first: int, second: int) -> Array:
+    """The diagonal of two axes, in the place of the second."""
+    order = [i for i in range(x.ndim) if i not in (first, second)]
+    side = x.shape[first]
+    flat = reshape(
+        transpose(x, [first, second, *order]), (side * side, *(x.shape[i] for i in order))
+    )
+    return moveaxis(flat[:: side + 1], 0, second - 1)
+
+
+def _check_einsum(subscripts: str, terms: list[str], output: str, arrays: list[Array]) -> None:
     problem = ""
     sides: dict[str, int] = {}
-    if not arrow:
-        problem = "has no '->'"
-    elif len(terms) != len(arrays):
+    if len(terms) != len(arrays):
         problem = f"names {len(terms)} operands but there are {len(arrays)}"
-    elif any(len(set(t)) != len(t) or not t.isalpha() for t in (*terms, output) if t):
-        problem = "repeats an index within one operand, or uses something that is no letter"
+    elif any(not t.isalpha() for t in (*terms, output) if t):
+        problem = "uses something that is no letter"
+    elif "->" in subscripts and not set(output) >= {n for n in "".join(terms) if n >= "α"}:
+        problem = "has '...' for axes that the result leaves out"
+    elif len(set(output)) < len(output):
+        problem = "repeats an index in the result"
     elif not set(output) <= set().union(*terms):
         problem = "has an index in the result that no operand has"
     else:
@@ -119,7 +172,9 @@ def _check_einsum(
                 problem = f"gives {len(term)} indices to an operand of shape {x.shape}"
                 break
             for name, side in zip(term, x.shape, strict=True):
-                if sides.setdefault(name, side) != side:
+                if sides.get(name, 1) == 1:
+                    sides[name] = side
+                elif side not in (1, sides[name]):
                     problem = f"uses {name} for sides of length {sides[name]} and {side}"
     if problem:
         raise ShapeError(f'einsum: "{subscripts}" {problem}. Write it like "ij,jk->ik".')
@@ -195,7 +250,9 @@ def _(
     return patches(ct, size=size, stride=stride, padding=padding)
 
 
-def resolve_padding(padding: Padding, shape: Pair, size: Pair, stride: int) -> tuple[Pair, Pair]:
+def resolve_padding(
+    padding: Padding, shape: Pair, size: Pair, stride: int | Pair
+) -> tuple[Pair, Pair]:
     """((top, bottom), (left, right)) from "SAME", "VALID", a number, or such pairs.
 
     "SAME" is TensorFlow's: the result has ceil(side / stride) rows, and an odd pixel goes to the
@@ -204,12 +261,13 @@ def resolve_padding(padding: Padding, shape: Pair, size: Pair, stride: int) -> t
     >>> resolve_padding("SAME", (28, 28), (3, 3), 2)
     ((0, 1), (0, 1))
     """
+    strides = (stride, stride) if isinstance(stride, int) else stride
     if padding == "VALID":
         return (0, 0), (0, 0)
     if padding == "SAME":
         pairs = []
-        for side, k in zip(shape, size, strict=True):
-            total = max((math.ceil(side / stride) - 1) * stride + k - side, 0)
+        for side, k, step in zip(shape, size, strides, strict=True):
+            total = max((math.ceil(side / step) - 1) * step + k - side, 0)
             pairs.append((total // 2, total - total // 2))
         return pairs[0], pairs[1]
     if isinstance(padding, int):
@@ -222,7 +280,41 @@ def resolve_padding(padding: Padding, shape: Pair, size: Pair, stride: int) -> t
     )
 
 
-def conv2d(x: Any, w: Any, stride: int = 1, padding: Padding = "SAME") -> Array:
+def _pixels(what: str, pixels: Any) -> Pair:
+    """One number for both sides, or one for each: (rows, columns)."""
+    pair = (pixels, pixels) if isinstance(pixels, int) else pixels
+    match pair:
+        case (int(rows), int(columns)) if min(rows, columns) >= 1:
+            return rows, columns
+    raise ShapeError(
+        f"conv2d: {what} {pixels!r} is no number of pixels. Pass 1 or more, or a pair of such."
+    )
+
+
+def _windows(
+    x: Array, size: Pair, strides: Pair, dilations: Pair, pads: tuple[Pair, Pair]
+) -> Array:
+    """Every window flattened, as :func:`patches` has it, whatever its steps."""
+    if strides[0] == strides[1] and dilations == (1, 1):
+        return patches(x, size=size, stride=strides[0], padding=pads)
+    x = pad(x, ((0, 0),) * (x.ndim - 3) + pads + ((0, 0),))
+
+    def taken(side: int, k: int, stride: int, dilation: int) -> list[slice]:
+        """What the window's first, second, ... pixel is, over all windows."""
+        last = side - (k - 1) * dilation
+        return [slice(i * dilation, i * dilation + last, stride) for i in range(k)]
+
+    rows, columns = map(taken, x.shape[-3:-1], size, strides, dilations)
+    return concatenate([x[..., r, c, :] for r in rows for c in columns], -1)
+
+
+def conv2d(
+    x: Any,
+    w: Any,
+    stride: int | Pair = 1,
+    padding: Padding = "SAME",
+    dilation: int | Pair = 1,
+) -> Array:
     """Convolution (cross-correlation, as everywhere in deep learning), channels last (docs,
     equation 6.1).
 
@@ -232,8 +324,10 @@ def conv2d(x: Any, w: Any, stride: int = 1, padding: Padding = "SAME") -> Array:
     Args:
         x: (N, H, W, C) or, with the task axis, (T, N, H, W, C).
         w: (kh, kw, C, out) or, one filter bank a task, (T, kh, kw, C, out).
-        stride: in pixels, along both sides.
-        padding: "SAME" (TensorFlow's), "VALID" or a number of pixels on every side.
+        stride: from one window to the next, in pixels: along both sides, or (rows, columns).
+        padding: "SAME" (TensorFlow's), "VALID", a number of pixels on every side, or
+            ((top, bottom), (left, right)).
+        dilation: from one pixel of a window to the next, as for ``stride``.
 
     Returns:
         (N, H', W', out), or (T, N, H', W', out) if either argument has the task axis.
@@ -261,15 +355,15 @@ def conv2d(x: Any, w: Any, stride: int = 1, padding: Padding = "SAME") -> Array:
             f"conv2d: x has {x.shape[0]} tasks but w {w.shape[0]} "
             f"(x {describe(x)}, w {describe(w)}). Give both one task axis."
         )
-    if not isinstance(stride, int) or stride < 1:
-        raise ShapeError(f"conv2d: stride {stride!r} is no number of pixels. Pass 1 or more.")
-    pads = resolve_padding(padding, x.shape[-3:-1], (kh, kw), stride)
-    if any(s + p + q < k for s, (p, q), k in zip(x.shape[-3:-1], pads, (kh, kw), strict=True)):
+    strides, dilations = _pixels("stride", stride), _pixels("dilation", dilation)
+    high, wide = ((k - 1) * step + 1 for k, step in zip((kh, kw), dilations, strict=True))
+    pads = resolve_padding(padding, x.shape[-3:-1], (high, wide), strides)
+    if any(s + p + q < k for s, (p, q), k in zip(x.shape[-3:-1], pads, (high, wide), strict=True)):
         raise ShapeError(
-            f"conv2d: the window {kh}x{kw} is larger than the padded image "
+            f"conv2d: the window {high}x{wide} is larger than the padded image "
             f"(x {describe(x)}, padding {pads}). Use a smaller window or more padding."
         )
-    windows = patches(x, size=(kh, kw), stride=stride, padding=pads)
+    windows = _windows(x, (kh, kw), strides, dilations, pads)
     *lead, rows, columns, length = windows.shape
     flat = reshape(windows, (*lead[:-1], lead[-1] * rows * columns, length))
     out = _matmul(flat, reshape(w, (*tasks, length, filters)))

@@ -45,7 +45,7 @@ def _checked(where: str, x: Any, size: int | Pair, stride: int | None) -> tuple[
 
 def max_pool2d(x: Any, size: int | Pair = 2, stride: int | None = None) -> Array:
     """The largest of each window; of equal ones the first takes the whole cotangent (docs,
-    equation 6.5).
+    equation 6.5), and so does the first NaN, which is the largest there is.
 
     Args:
         x: (..., H, W, C).

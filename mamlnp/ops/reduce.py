@@ -1,18 +1,43 @@
 """Many elements in, one out.
 
-Values at edge points: equal maxima share the cotangent equally; the norm of zero has derivative 0
-at every order.
+Values at edge points: equal maxima share the cotangent equally, as NaNs do, which are the largest
+and the smallest there is; the norm of zero has derivative 0 at every order. Where the largest
+number is infinite or NaN, that is logsumexp's result, and softmax and the gradients are NaN.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from .. import backend
 from ..array import Array
 from ..draws import Draw, Drawn, Shape
 from ..op import answers, as_array, op
-from .elementwise import div, equal, exp, isfinite, log, sqrt, square, sub, where
-from .shape import broadcast_to, expand_dims, normalized_axes, normalized_axis, reshape, size_along
+from .elementwise import (
+    abs,
+    astype,
+    div,
+    equal,
+    exp,
+    isfinite,
+    log1p,
+    maximum,
+    mul,
+    not_equal,
+    sqrt,
+    square,
+    sub,
+    where,
+)
+from .shape import (
+    broadcast_to,
+    expand_dims,
+    flip,
+    normalized_axes,
+    normalized_axis,
+    reshape,
+    size_along,
+)
 
 Axes = int | tuple[int, ...] | None
 
@@ -39,7 +64,7 @@ def _restored(y: Array, axis: Shape, keepdims: bool) -> Array:
 @op(draw=_draw_reduction, method="sum", linear_in=("x",))
 def sum(xp: Any, x: Any, *, axis: Shape, keepdims: bool) -> Any:
     """The sum over the axes (all of them if none is named)."""
-    return x.sum(axis=axis, keepdims=keepdims)
+    return backend.kernels_of(x).total(x, axis, keepdims)
 
 
 sum.signature(_bind("sum"))
@@ -56,7 +81,7 @@ def _is_maximal(xp: Any, x: Any, *, axis: Shape, keepdims: bool) -> Any:
 
 def _share(ct: Array, out: Array, x: Array, *, axis: Shape, keepdims: bool) -> Array:
     """The rule of max and min: the cotangent, in equal parts, to where the result came from."""
-    won = equal(x, _restored(out, axis, keepdims))
+    won = maximum(equal(x, _restored(out, axis, keepdims)), not_equal(x, x))  # either of them
     winners = sum(won.astype(x.dtype), axis, keepdims=True)
     return where(won, div(_restored(ct, axis, keepdims), winners), 0.0)
 
@@ -116,7 +141,35 @@ def _(x: Any, axis: int | None = None) -> Any:
     return (x,), {"axis": None if axis is None else normalized_axis("argmin", axis, x.ndim)}
 
 
-@answers(method="mean", numpy=("mean",))
+def _draw_along(d: Draw) -> Drawn:
+    shape = d.shape(1)
+    return (d.array(shape),), {"axis": d.integer(0, len(shape) - 1)}
+
+
+@op(draw=_draw_along, linear_in=("x",))
+def _cumsum(xp: Any, x: Any, *, axis: int) -> Any:
+    """The sums up to and with every element along an axis."""
+    return xp.cumsum(x, axis=axis, dtype=x.dtype if x.dtype.kind == "f" else None)
+
+
+@_cumsum.vjp("x")
+def _(ct: Array, out: Array, x: Array, *, axis: int) -> Array:
+    return flip(_cumsum(flip(ct, axis), axis=axis), axis)
+
+
+@op(draw=_draw_along, differentiable=False, method="argsort")
+def argsort(xp: Any, x: Any, *, axis: int) -> Any:
+    """Where along an axis the elements in order are; equal ones stay in order. Integers."""
+    return xp.argsort(x, axis=axis, kind="stable")
+
+
+@argsort.signature
+def _(x: Any, axis: int | None = -1, kind: str | None = None, *, stable: bool = True) -> Any:
+    x = as_array(x) if axis is not None else reshape(as_array(x), (-1,))
+    return (x,), {"axis": normalized_axis("argsort", -1 if axis is None else axis, x.ndim)}
+
+
+@answers(method="mean")
 def mean(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
     """The average over the axes."""
     x = as_array(x)
@@ -124,9 +177,9 @@ def mean(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
     return div(sum(x, axes, keepdims=keepdims), size_along(x.shape, axes))
 
 
-@answers(method="var", numpy=("var",))
+@answers(method="var")
 def var(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
-    """The mean squared distance from the mean over the axes."""
+    """The mean squared distance from the mean over the axes; infinite where a square is."""
     return mean(square(sub(x, mean(x, axis, keepdims=True))), axis, keepdims=keepdims)
 
 
@@ -135,36 +188,70 @@ def _without_reduced(y: Array, axis: Axes, keepdims: bool) -> Array:
     return y if keepdims else reshape(y, tuple(s for i, s in enumerate(y.shape) if i not in axes))
 
 
-def _finite_maximum(x: Array, axis: Axes) -> Array:
-    """The maximum as a constant, to subtract before exp; 0 where it is infinite."""
-    top = max(Array(x.value), axis, keepdims=True)
-    return where(isfinite(top), top, 0.0)
+def _draw_largest(d: Draw) -> Drawn:
+    shape = d.shape()
+    return (d.array(shape),), {"axis": normalized_axes("", d.axes(len(shape)), len(shape))}
+
+
+@op(draw=_draw_largest, differentiable=False)
+def _is_first_largest(xp: Any, x: Any, *, axis: Shape) -> Any:
+    """Is an element the first of the largest along the axes? Not differentiable."""
+    order = [*(i for i in range(x.ndim) if i not in axis), *axis]
+    moved = x.transpose(order)
+    flat = moved.reshape(*moved.shape[: x.ndim - len(axis)], -1)
+    is_it = flat.argmax(-1)[..., None] == xp.arange(flat.shape[-1])
+    return is_it.reshape(moved.shape).transpose([order.index(i) for i in range(x.ndim)])
+
+
+def _from_largest(x: Any, axis: Axes) -> tuple[Array, Array, Array]:
+    """(x less the first of the largest along the axes; that one; what the exponentials of the
+    others add up to, as a multiple of its own).
+
+    It is not in that sum, and is differentiated like all else: beside 1 what is small is lost, and
+    with it what a derivative would give back as 1 - p.
+    """
+    x = as_array(x)
+    x = x if x.dtype.kind == "f" else x.astype(float)
+    axes = normalized_axes("reduction", axis, x.ndim)
+    first = _is_first_largest.apply((x.constant(),), {"axis": axes})
+    largest = sum(where(first, x, 0.0), axes, keepdims=True)
+    others = astype(equal(first, False), x.dtype)
+    centred = mul(sub(x, largest), others)
+    return centred, largest, sum(mul(exp(centred), others), axes, keepdims=True)
 
 
 def logsumexp(x: Any, axis: Axes = None, *, keepdims: bool = False) -> Array:
-    """log(sum(exp(x))) over the axes, without overflow."""
-    x = as_array(x)
-    top = _finite_maximum(x, axis)
-    total = log(sum(exp(x - top), axis, keepdims=True)) + top
+    """log(sum(exp(x))) over the axes, without overflow or cancellation."""
+    _, largest, rest = _from_largest(x, axis)
+    total = largest + where(isfinite(largest), log1p(rest), 0.0)
     return _without_reduced(total, axis, keepdims)
 
 
 def softmax(x: Any, axis: Axes = -1) -> Array:
-    """exp(x) / sum(exp(x)) over the axes, without overflow."""
-    x = as_array(x)
-    e = exp(x - _finite_maximum(x, axis))
-    return e / sum(e, axis, keepdims=True)
+    """exp(x) / sum(exp(x)) over the axes, without overflow or cancellation."""
+    centred, _, rest = _from_largest(x, axis)
+    return exp(centred) / (1.0 + rest)
 
 
 def log_softmax(x: Any, axis: Axes = -1) -> Array:
-    """x - logsumexp(x) over the axes."""
-    x = as_array(x)
-    return x - logsumexp(x, axis, keepdims=True)
+    """x - logsumexp(x) over the axes, without overflow or cancellation."""
+    centred, _, rest = _from_largest(x, axis)
+    return centred - log1p(rest)
 
 
 @answers(numpy=("norm",))
 def norm(x: Any, *, axis: Axes = None, keepdims: bool = False) -> Array:
-    """sqrt(sum(x^2)) over the axes; at x = 0 its derivatives of every order are 0."""
-    squares = sum(square(x), axis, keepdims=keepdims)
+    """sqrt(sum(x^2)) over the axes, without overflow; at 0 its derivatives of every order are 0.
+
+    By that declaration norm(x)**2 has the Hessian 0 at x = 0, where that of the squared length is
+    2 I. Write sum(x * x) for a squared length: it is right everywhere, and has no square root.
+    """
+    x = as_array(x)
+    if not x.size:
+        return sum(x, axis, keepdims=keepdims)
+    top = max(abs(x.constant()), axis, keepdims=True)
+    scale = where(isfinite(top), where(equal(top, 0), 1.0, top), 1.0)
+    squares = sum(square(x / scale), axis, keepdims=True)
     zero = equal(squares, 0)
-    return where(zero, 0.0, sqrt(where(zero, 1.0, squares)))
+    length = where(zero, 0.0, scale * sqrt(where(zero, 1.0, squares)))
+    return _without_reduced(length, axis, keepdims)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from .. import backend
 from ..array import Array
 from ..draws import Draw, Drawn, Shape, one
 from ..errors import ShapeError
@@ -128,7 +129,7 @@ def _draw_sum_to(d: Draw) -> Drawn:
 def sum_to(xp: Any, x: Any, *, shape: Shape) -> Any:
     """The transpose of broadcast_to (docs, equation 2.2): ``x`` summed over the axes that
     broadcasting added."""
-    return x.sum(axis=_stretched_axes(x.shape, shape)).reshape(shape)
+    return backend.kernels_of(x).total(x, _stretched_axes(x.shape, shape)).reshape(shape)
 
 
 @sum_to.signature

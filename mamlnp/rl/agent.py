@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import tree
+from ..errors import DataError
 from .envs import ENVIRONMENTS
 from .maml_rl import Learner, MetaPolicy, per_task
 from .policy import Policy
 from .rollout import Sampler
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Agent:
     """theta of a policy, and how to adapt it.
 
@@ -40,6 +41,11 @@ class Agent:
     inner_gae_lambda: float | None = None
     told: bool = False
     about: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        """What it is, without its parameters."""
+        numbers = sum(leaf.size for leaf in tree.leaves(self.params))
+        return f"<Agent of {self.environment}: {numbers:,} parameters>"
 
     def act(
         self, observations: npt.ArrayLike, *, rng: np.random.Generator | None = None
@@ -73,7 +79,11 @@ class Agent:
             inner_steps: how many.
             rng: of the rollouts.
         """
-        simulations = ENVIRONMENTS[self.environment].make(self.rollouts, None)
+        if inner_steps < 0:
+            raise DataError(f"adapt: inner_steps is {inner_steps}. Pass 0 or more.")
+        environment = ENVIRONMENTS[self.environment]
+        goal = environment.as_task(task)[None]
+        simulations = environment.make(self.rollouts, None)
         sampler = Sampler(self.network, simulations, self.rollouts, told=self.told)
         learner = Learner(
             MetaPolicy(self.network, self.inner_lr),
@@ -81,7 +91,6 @@ class Agent:
             gae_lambda=self.gae_lambda,
             inner_gae_lambda=self.inner_gae_lambda,
         )
-        goal = np.reshape(np.asarray(task, np.float64), (1, simulations.task_size))
         thetas = per_task(self.params, 1)
         for step in range(inner_steps):
             batch = learner.support(sampler.sample(thetas, goal, rng=rng))

@@ -18,7 +18,8 @@ try:
     import imageio.v3 as imageio
 except ImportError as error:
     raise MissingPackageError(
-        "imageio: is needed to write films, and is not installed. Run: pip install 'mamlnp[rl]'"
+        "imageio: is needed to write films, and is not installed. "
+        "Run: pip install 'imageio[ffmpeg]'"
     ) from error
 
 ENDINGS = (".gif", ".mp4")
@@ -43,7 +44,7 @@ def shoot(agent: Agent, out: Path, *, task: float | None, steps: int, seed: int)
     environment = ENVIRONMENTS[agent.environment]
     rng = np.random.default_rng(seed)
     drawn = environment.sample_tasks(1, rng)
-    goal = drawn if task is None else np.full((1, 1), task)
+    goal = drawn if task is None else environment.as_task(task)[None]
     simulations = environment.make(1, 1)
     assert isinstance(simulations, Locomotion)
     camera = Camera(simulations.model, *SIDE)

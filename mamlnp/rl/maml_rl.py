@@ -187,6 +187,7 @@ class Learner:
             a step has less of the episodes' chance, and what it is biased by, the meta-update sees.
         threads: how many run at once; as many as there are cores if not given.
         compiled: replay plans instead of running operation by operation.
+        check: hold the first replay of every plan against one task run eagerly.
         ranks: the processes that share each meta-batch; each is given its own tasks, and all come
             to the same theta.
     """
@@ -203,10 +204,11 @@ class Learner:
         inner_gae_lambda: float | None = None,
         threads: int | None = None,
         compiled: bool = True,
+        check: bool = True,
         ranks: Ranks | None = None,
     ) -> None:
         def over(f: Callable[..., Any]) -> Callable[[Any, Any], list[Any]]:
-            return parallel.over_tasks(f, threads=threads, compiled=compiled)
+            return parallel.over_tasks(f, threads=threads, compiled=compiled, check=check)
 
         self.meta, self._optimizer, self._max_divergence = meta, optimizer, max_divergence
         self._ranks = ranks or Ranks()

@@ -121,7 +121,7 @@ class Sampler:
             )
         self.policy, self.simulations, self.rollouts = policy, simulations, rollouts
         self._told = told
-        self._act = compile(policy.distribution)
+        self._act = compile(policy.distribution, check=False)  # a few products, no gradient
 
     def sample(self, params: Any, tasks: np.ndarray, *, rng: np.random.Generator) -> Transitions:
         """Episodes of every task, by its own parameters.

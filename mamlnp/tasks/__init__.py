@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-STREAMS = ("init", "train", "validation", "test", "cosine")
+STREAMS = ("init", "train", "validation", "test", "cosine", "strokes")
 
 
 class Batch(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import backend
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, check_rng
 from . import Batch, Task
 from .images import ImageFile
 
@@ -134,6 +134,7 @@ class ClassImages:
         Raises:
             DataError: where more classes are asked for than there are.
         """
+        check_rng("sample", rng)
         num_classes = len(self.names)
         if not 1 <= num_ways <= num_classes:
             raise DataError(
@@ -199,6 +200,7 @@ class ClassImages:
             x of shape (num_groups, size, height, width, channels) in [0, 1], y int64
             (num_groups, size) in [0, num_labels), class by class drawn evenly.
         """
+        check_rng("sample", rng)
         labels = rng.integers(self.num_labels, size=(num_groups, size))
         turns, classes = np.divmod(labels, len(self.names))
         rows = self.first[classes] + rng.integers(self.counts[classes]) + self._per_turn * turns

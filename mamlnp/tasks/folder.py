@@ -12,7 +12,15 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from .fewshot import ClassImages
-from .images import SUFFIXES, Source, decode, decode_once, images_in, is_hidden
+from .images import (
+    SUFFIXES,
+    Source,
+    decode,
+    decode_once,
+    images_in,
+    is_hidden,
+    say_left_out,
+)
 from .splits import random_split
 
 SPLITS = {  # and how people spell them
@@ -82,10 +90,15 @@ def read_support(
     Returns:
         Images uint8 (N, size, size, channels), labels int64 (N,), the sorted names of the classes.
 
+    Warns of files that are no images, and are left out.
+
     Raises:
         DataError: where there are no classes, one is empty, or an image is damaged.
     """
-    found = read_classes(existing_folder(folder))
+    root = existing_folder(folder)
+    found = read_classes(root)
+    for name in found:
+        say_left_out(root / name, images_in(root / name))
     images = decode(list(itertools.chain(*found.values())), size=size, channels=channels)
     labels = np.repeat(np.arange(len(found)), [len(sources) for sources in found.values()])
     return images, labels, tuple(found)
@@ -99,6 +112,8 @@ def read_query(
     Returns:
         Images uint8 (N, size, size, channels) and their paths, sorted.
 
+    Warns of files that are no images, and are left out.
+
     Raises:
         DataError: where there are none, or one is damaged.
     """
@@ -106,6 +121,7 @@ def read_query(
     found = images_in(root, below=True)
     if not found:
         raise _nothing_in(root, "images", "Put some there")
+    say_left_out(root, found, below=True)
     images = decode(list(found.values()), size=size, channels=channels)
     return images, [root / name for name in found]
 
@@ -126,24 +142,26 @@ def existing_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def find_splits(folder: Path, pattern: str) -> dict[str, Path]:
-    """The path of each split, such as ``pattern`` "{}.csv" gives; {} where it is not so laid out.
+    """The path of each split, such as ``pattern`` "{}.csv" gives, in small letters or capitals; {}
+    where it is not so laid out.
 
     Raises:
         DataError: where one of three is missing.
     """
+    there = {path.name.casefold(): path for path in folder.iterdir()} if folder.is_dir() else {}
     found = {
-        split: path
+        split: there[name]
         for split, spellings in SPLITS.items()
-        for path in (folder / pattern.format(spelling) for spelling in reversed(spellings))
-        if path.exists()
+        for name in (pattern.format(spelling).casefold() for spelling in reversed(spellings))
+        if name in there
     }
     if len(found) < 2:  # one alone has the name by chance
         return {}
     for split, spellings in SPLITS.items():
         if split not in found:
-            there = " and ".join(path.name for path in found.values())
+            has = " and ".join(path.name for path in found.values())
             missing = " or ".join(pattern.format(spelling) for spelling in spellings)
-            raise DataError(f"{folder}: has {there} but no {missing}. Put it there too.")
+            raise DataError(f"{folder}: has {has} but no {missing}. Put it there too.")
     return found
 
 

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,13 +21,29 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 import pooch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from ..errors import DataError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+PNG = b"\x89PNG\r\n\x1a\n"  # how one begins
+TURNS: dict[Any, Image.Transpose] = {  # by EXIF's number for how the camera was held
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow brings these pixels to 8 bits, but not the level that says which are transparent.
+IN_8_BITS: dict[Any, Callable[[Any], Any]] = {
+    "L;2": lambda level: level * 85,
+    "L;4": lambda level: level * 17,
+    "RGB;16B": lambda level: level >> 8,
+}
 MAX_PIXELS = 64_000_000  # of one image; a few bytes of file can claim any number
 MAX_BYTES = 100_000_000  # of one image's file; likewise in a zip
 BATCH = 256  # images decoded, then written, at a time
@@ -80,11 +97,10 @@ def _decode(where: str, content: bytes, size: int, channels: int) -> npt.NDArray
             f"read_image: size is {size} and channels {channels}. Use 1 pixel or more, 1 or 3."
         )
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with _opened(content) as image:
             width, height = image.size
             if width * height <= MAX_PIXELS:
-                ImageOps.exif_transpose(image, in_place=True)
-                return resized(image, size, channels)
+                return resized(_upright(image), size, channels)
             wrong = f"claims {width} x {height} pixels, more than {MAX_PIXELS}"
     except Image.DecompressionBombError:  # Pillow's own limit, which is above ours
         wrong = f"claims more than {MAX_PIXELS} pixels"
@@ -95,12 +111,61 @@ def _decode(where: str, content: bytes, size: int, channels: int) -> npt.NDArray
     raise DataError(f"{where}: {wrong}. Replace the image or take it away.")
 
 
+def _opened(content: bytes) -> Image.Image:
+    """An image, decoded unless it has too many pixels. Where a PNG cannot be, its text may be what
+    is damaged or too long, which says nothing of its pixels."""
+
+    def opened(content: bytes) -> Image.Image:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        kind = image.tile[0].args if image.tile else None
+        if image.width * image.height <= MAX_PIXELS:
+            image.load()
+        if kind in IN_8_BITS and "transparency" in image.info:
+            levels = np.asarray(image.info["transparency"])
+            image.info["transparency"] = IN_8_BITS[kind](levels).tolist()
+            if levels.ndim:
+                image.info["transparency"] = tuple(image.info["transparency"])
+        return image
+
+    try:
+        return opened(content)
+    except Image.DecompressionBombError:
+        raise
+    except Exception:  # a damaged file makes Pillow raise nearly anything
+        if not content.startswith(PNG):
+            raise
+        return opened(_pixels_of_png(content))
+
+
+def _pixels_of_png(content: bytes) -> bytes:
+    """A PNG without all that neither its pixels nor their orientation depend on."""
+    kept, at = [PNG], len(PNG)
+    while at + 12 <= len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4])
+        kind, chunk = content[at + 4 : at + 8], content[at:end]
+        whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (kind == b"eXIf" and whole):
+            kept.append(chunk)
+        at = end
+    return b"".join(kept)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as its camera was held. A note that cannot be read is no damage to the pixels."""
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged notes make Pillow raise nearly anything
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
 def resized(image: Image.Image, size: int, channels: int) -> npt.NDArray[np.uint8]:
     """A Pillow image as :func:`read_image` returns it."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
         deep = np.asarray(image).astype(np.int64).clip(0, 65535)
+        deep[deep == image.info.get("transparency", -1)] = 65535
         image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
     elif image.has_transparency_data:
         paper = Image.new("RGBA", image.size, "white")
@@ -130,6 +195,26 @@ class Source:
     read: Callable[[], bytes]
 
 
+def web_page(path: Path) -> str:
+    """What to say of a file that a server sent a page instead of; nothing of others."""
+    try:
+        with path.open("rb") as file:
+            began = file.read(200).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    except OSError:
+        return ""
+    page = began.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml"))
+    return "it is a web page, which a server sent instead" if page else ""
+
+
+def plain_name(name: str) -> str:
+    r"""A path in a table or a zip, however its writer spelled it.
+
+    >>> plain_name("images\\cat.jpg"), plain_name("./images//cat.jpg")
+    ('images/cat.jpg', 'images/cat.jpg')
+    """
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+
+
 def is_hidden(name: str) -> bool:
     """Whether a path is something an operating system left.
 
@@ -146,7 +231,7 @@ def images_in(folder: Path, *, below: bool = False) -> dict[str, Source]:
         DataError: where an image is not there, no file, or larger than MAX_BYTES.
     """
     found = {}
-    for path in sorted(folder.glob("**/*" if below else "*")):
+    for path in sorted(_walked(folder) if below else folder.iterdir()):
         name = path.relative_to(folder).as_posix()
         if _is_image(name) and not path.is_dir():
             try:
@@ -163,6 +248,38 @@ def images_in(folder: Path, *, below: bool = False) -> dict[str, Source]:
     return found
 
 
+def _walked(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """The files below a folder, by way of linked folders too, but of none that holds itself."""
+    try:
+        stat, entries = folder.stat(), list(os.scandir(folder))
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be read ({error.strerror}). Make it readable or take it away."
+        ) from error
+    here = stat.st_dev, stat.st_ino
+    if here not in above:
+        for entry in entries:
+            if not entry.is_dir():
+                yield folder / entry.name
+            elif not is_hidden(entry.name):
+                yield from _walked(folder / entry.name, above | {here})
+
+
+def say_left_out(folder: Path, found: Iterable[str], *, below: bool = False) -> None:
+    """Warn of a folder's files that were not taken, as they do not end like images."""
+    taken = set(found)
+    paths = _walked(folder) if below else (path for path in folder.iterdir() if path.is_file())
+    every = (path.relative_to(folder).as_posix() for path in paths)
+    names = sorted(name for name in every if name not in taken and not is_hidden(name))
+    if names:
+        more = f" and {len(names) - 3} others" if len(names) > 3 else ""
+        warnings.warn(
+            f"{folder}: {', '.join(names[:3])}{more} left out, as images are files that end in "
+            f"{', '.join(SUFFIXES)}. Convert what is an image.",
+            stacklevel=3,
+        )
+
+
 @contextmanager
 def images_in_zip(path: Path) -> Iterator[dict[str, Source]]:
     """The images in a zip file by their paths in it, to be read while the context lasts.
@@ -176,7 +293,8 @@ def images_in_zip(path: Path) -> Iterator[dict[str, Source]]:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # a damaged file makes zipfile raise nearly anything
-        raise DataError(f"{path}: not a whole zip file ({error}). Get it again.") from error
+        wrong = web_page(path) or f"{error}"
+        raise DataError(f"{path}: not a whole zip file ({wrong}). Get it again.") from error
     lock = threading.Lock()
 
     def read(member: zipfile.ZipInfo) -> bytes:
@@ -192,7 +310,8 @@ def images_in_zip(path: Path) -> Iterator[dict[str, Source]]:
                 raise DataError(
                     f"{path}: holds {name!r}, a path that leaves it. Get the file from elsewhere."
                 )
-            if _is_image(name):
+            is_folder, name = name.endswith(("/", "\\")), plain_name(name)
+            if _is_image(name) and not is_folder:
                 where = f"{name} in {path}"
                 _check_bytes(where, member.file_size)
                 identity = f"{name} {member.CRC} {member.file_size}"

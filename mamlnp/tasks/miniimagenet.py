@@ -8,7 +8,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,10 @@ from .images import (
     images_in,
     images_in_zip,
     keep,
+    plain_name,
     replacing,
     resized,
+    web_page,
 )
 
 FOLDERS = ("", "mini-imagenet", "miniimagenet", "mini_imagenet", "miniImageNet", "mini-ImageNet")
@@ -107,7 +109,7 @@ def _images_of(folder: Path) -> Iterator[Mapping[str, Source]]:
         yield images_in(unpacked, below=True)
     elif archive.is_file():
         with images_in_zip(archive) as members:
-            yield {name.removeprefix("images/"): source for name, source in members.items()}
+            yield members
     else:
         raise DataError(
             f"{folder}: holds tables of images, but neither images/ nor images.zip. "
@@ -118,11 +120,14 @@ def _images_of(folder: Path) -> Iterator[Mapping[str, Source]]:
 def _read_table(path: Path, images: Mapping[str, Source]) -> Classes:
     classes: Classes = {}
     used = set()
-    for line, name, label in _rows(path):
-        name = name.removeprefix("images/")
+    by_file: dict[str, list[str]] = {}
+    for image in images:
+        by_file.setdefault(image.casefold().rpartition("/")[2], []).append(image)
+    for line, listed, label in _rows(path):
+        name = _meant(plain_name(listed), by_file)
         if name not in images or name in used:
             wrong = "was listed before" if name in used else "is not among the images"
-            raise DataError(f"{path}: line {line}: {name} {wrong}. Get the data again.")
+            raise DataError(f"{path}: line {line}: {listed} {wrong}. Get the data again.")
         used.add(name)
         classes.setdefault(label, []).append(images[name])
     if not classes:
@@ -130,12 +135,28 @@ def _read_table(path: Path, images: Mapping[str, Source]) -> Classes:
     return dict(sorted(classes.items()))
 
 
+def _meant(name: str, by_file: Mapping[str, Sequence[str]]) -> str:
+    """The image that a table names: itself, or the only one whose path ends like the name, or it
+    like the path, in small letters or capitals; the name itself where there is none or more."""
+    small = name.casefold()
+    candidates = by_file.get(small.rpartition("/")[2], ())
+    if name in candidates:
+        return name
+    ends, found = f"/{small}", []
+    for candidate in candidates:
+        path = f"/{candidate.casefold()}"
+        if path.endswith(ends) or ends.endswith(path):
+            found.append(candidate)
+    return found[0] if len(found) == 1 else name
+
+
 def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """The line number, file name and class of each row."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="")
-            columns = reader.fieldnames or []
+            columns = [name.strip().lower() for name in reader.fieldnames or []]
+            reader.fieldnames = columns
             label = "label" if "label" in columns else "class"
             if "filename" not in columns or label not in columns:
                 raise DataError(
@@ -202,9 +223,10 @@ def _unpickled(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, npt.NDArray
         images = content["image_data"]
         classes = {name: np.asarray(rows) for name, rows in content["class_dict"].items()}
     except Exception as error:  # a damaged pickle raises nearly anything
+        wrong = web_page(path) or f"{type(error).__name__}: {' '.join(f'{error}'.split())}"
         raise DataError(
-            f"{path}: damaged, or more than a pickle of arrays of numbers "
-            f"({type(error).__name__}: {' '.join(f'{error}'.split())}). Get it from elsewhere."
+            f"{path}: damaged, or more than a pickle of arrays of numbers ({wrong}). "
+            "Get it from elsewhere."
         ) from error
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[3:] != (3,):
         raise DataError(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..errors import DataError
 from .fewshot import ClassImages, with_turns
-from .images import is_hidden
+from .images import is_hidden, plain_name, web_page
 from .splits import random_split, vinyals_split
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
@@ -133,7 +133,8 @@ def _download(part: str) -> Path:
     except (OSError, ValueError) as error:  # no network, or another checksum
         raise DataError(
             f"{URL}{name}: not downloaded to {folder} ({error}). "
-            "Download it yourself and name its folder in data or MAMLNP_DATA."
+            "Download it yourself and name its folder in data or MAMLNP_DATA, or train without it: "
+            "mamlnp train strokes makes up characters of its own."
         ) from error
 
 
@@ -160,17 +161,23 @@ def _read_zip(source: Path) -> dict[str, bytes]:
     """The content of every wanted path, empty for folders (which end in a slash)."""
     try:
         with zipfile.ZipFile(source) as archive:
-            return {path: archive.read(path) for path in archive.namelist() if _is_wanted(path)}
+            entries = {}
+            for path in archive.namelist():
+                name = plain_name(path) + "/" * path.endswith(("/", "\\"))
+                if _is_wanted(name):
+                    entries[name] = archive.read(path)
+            return entries
     except Exception as error:  # a damaged file makes zipfile raise nearly anything
         raise DataError(
-            f"{source}: not a whole zip file ({error}). Get it again from {URL}."
+            f"{source}: not a whole zip file ({web_page(source) or error}). "
+            f"Get it again from {URL}."
         ) from error
 
 
 def _read_folder(source: Path) -> dict[str, bytes]:
     """The same of a folder. Paths begin with its name, as they do in the zips."""
     entries = {}
-    for folder, _, files in os.walk(source):
+    for folder, _, files in os.walk(source, followlinks=True):
         inside = Path(folder).relative_to(source.parent).as_posix()
         if _is_wanted(f"{inside}/"):
             entries[f"{inside}/"] = b""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import check_rng
 from . import Batch, Task
 
 
@@ -39,6 +40,7 @@ class Sinusoids:
         self, num_tasks: int, *, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Draw the amplitudes and phases of ``num_tasks`` tasks, each (T, 1, 1)."""
+        check_rng("sample", rng)
         size = (num_tasks, 1, 1)
         return rng.uniform(*self.amplitude, size), rng.uniform(*self.phase, size)
 
@@ -58,6 +60,7 @@ class Sinusoids:
             Support and query, both with x and y of shape (T, K, 1) and element type ``dtype``:
             K is ``num_shots`` in the support set and ``num_queries`` in the query set.
         """
+        check_rng("sample", rng)
         x = rng.uniform(*self.x_range, (len(amplitude), num_shots + num_queries, 1))
         y = sine(x, amplitude, phase)
         support, query = np.s_[:, :num_shots], np.s_[:, num_shots:]

@@ -7,9 +7,10 @@ belongs to the new state. Returns therefore do not compare with those of Gymnasi
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,22 @@ class Goal:
 
     Attributes:
         sample: (how many, rng) -> tasks (n, 1).
+        bounds: the lowest and the highest of them.
         reward: (velocity along x (N,), tasks (N,)) -> the reward for it.
         spread: how many -> every task equally often, where there are few.
     """
 
     sample: Callable[[int, np.random.Generator], np.ndarray]
+    bounds: tuple[float, float]
     reward: Callable[[np.ndarray, np.ndarray], np.ndarray]
     spread: Callable[[int], np.ndarray] | None = None
 
 
-def _velocities(highest: float) -> Callable[[int, np.random.Generator], np.ndarray]:
-    return lambda count, rng: rng.uniform(0, highest, (count, 1))
+# Functions of the module, and no lambdas: simulations are copied and pickled.
+
+
+def _velocities(count: int, rng: np.random.Generator, highest: float) -> np.ndarray:
+    return rng.uniform(0, highest, (count, 1))
 
 
 def _directions(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -59,24 +65,22 @@ def _forward(velocity: np.ndarray, direction: np.ndarray) -> np.ndarray:
     return direction * velocity
 
 
+def _nearness(velocity: np.ndarray, goal: np.ndarray, best: float) -> np.ndarray:
+    return best - np.abs(velocity - goal)
+
+
+def _velocity(highest: float, best: float) -> Goal:
+    sample = functools.partial(_velocities, highest=highest)
+    return Goal(sample, (0.0, highest), functools.partial(_nearness, best=best))
+
+
+_DIRECTION = Goal(_directions, (-1.0, 1.0), _forward, _both_directions)
 GOALS: dict[tuple[str, str], Goal] = {
-    ("cheetah", "vel"): Goal(_velocities(2.0), lambda v, goal: -np.abs(v - goal)),
-    ("cheetah", "dir"): Goal(_directions, _forward, _both_directions),
-    ("ant", "vel"): Goal(_velocities(3.0), lambda v, goal: 1 - np.abs(v - goal)),
-    ("ant", "dir"): Goal(_directions, _forward, _both_directions),
+    ("cheetah", "vel"): _velocity(2.0, best=0.0),
+    ("cheetah", "dir"): _DIRECTION,
+    ("ant", "vel"): _velocity(3.0, best=1.0),
+    ("ant", "dir"): _DIRECTION,
 }
-
-
-def environments() -> Iterator[tuple[Any, ...]]:
-    """Robot, goal, how to make simulations, and its tasks' two samplers, for all there are."""
-    for (robot, name), goal in GOALS.items():
-
-        def make(
-            count: int, threads: int | None = None, robot: str = robot, goal: Goal = goal
-        ) -> Locomotion:
-            return Locomotion(robot, goal, count, threads)
-
-        yield robot, name, make, goal.sample, goal.spread
 
 
 def _mujoco() -> Any:
@@ -93,7 +97,7 @@ def _mujoco() -> Any:
     except ImportError as error:
         raise MissingPackageError(
             "mujoco: is needed by the cheetah and the ant, and is not installed. "
-            "Run: pip install 'mamlnp[rl]'"
+            "Run: pip install 'mujoco>=4.0' 'gymnasium>=1.0'"
         ) from error
     except Exception as error:  # whatever the graphics libraries raise
         raise DeviceError(
@@ -114,7 +118,7 @@ def physics(robot: str) -> Any:
     if gymnasium is None or gymnasium.origin is None:
         raise MissingPackageError(
             "gymnasium: its model files are needed by the cheetah and the ant, and it is not "
-            "installed. Run: pip install 'mamlnp[rl]'"
+            "installed. Run: pip install 'gymnasium>=1.0'"
         )
     name = {"cheetah": "half_cheetah", "ant": "ant"}[robot]
     assets = Path(gymnasium.origin).parent / "envs" / "mujoco" / "assets"
@@ -161,6 +165,7 @@ class Locomotion:
     task_size, horizon = 1, 200
 
     def __init__(self, robot: str, goal: Goal, count: int, threads: int | None = None) -> None:
+        self._made_of = robot, goal, count, threads
         self.model = physics(robot)
         mujoco = _mujoco()
         from mujoco.batch import Batch
@@ -182,6 +187,21 @@ class Locomotion:
         self._tasks = np.zeros(count)
         self.observation_size = self._observed(slice(None)).shape[1]
         self.action_size: int = self.model.nu
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: MuJoCo's own objects can neither be copied nor pickled."""
+        return {
+            "made_of": self._made_of,
+            "tasks": self._tasks.copy(),
+            "state": self.batch.state.copy(),
+        }
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__init__(*saved["made_of"])  # type: ignore[misc]
+        self._tasks = saved["tasks"].copy()
+        self.batch.state[:] = saved["state"]
+        self.batch.forward()  # what follows from the state, such as contact forces
+        self.batch.state[:] = saved["state"]  # with what its solver begins from
 
     def _observed(self, which: Any) -> np.ndarray:
         positions, velocities, com = self._qpos[which], self._qvel[which], self._com[which]
