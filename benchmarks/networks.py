@@ -61,7 +61,8 @@ class Problem(NamedTuple):
 
 def mamlnp_functions() -> SimpleNamespace:
     names = "tanh exp log sqrt sin softplus sigmoid sum mean square concatenate stack softmax relu"
-    names += " einsum maximum where swapaxes reshape logsumexp"
+    names += " einsum maximum where swapaxes reshape logsumexp log_softmax cos expm1 log1p norm"
+    names += " minimum max min var transpose expand_dims broadcast_to pad flip take"
     return SimpleNamespace(
         **{name: getattr(ml, name) for name in names.split()},
         grad=ml.grad,
@@ -72,7 +73,8 @@ def mamlnp_functions() -> SimpleNamespace:
 
 def jax_functions() -> SimpleNamespace:
     names = "tanh exp log sqrt sin sum mean square concatenate stack einsum maximum where"
-    names += " swapaxes reshape"
+    names += " swapaxes reshape cos expm1 log1p minimum max min var transpose expand_dims"
+    names += " broadcast_to pad flip take"
 
     def conv(x: Any, w: Any) -> Any:
         layout = ("NHWC", "HWIO", "NHWC")
@@ -84,7 +86,9 @@ def jax_functions() -> SimpleNamespace:
         sigmoid=jax.nn.sigmoid,
         softmax=lambda x, axis=-1: jax.nn.softmax(x, axis),
         logsumexp=lambda x, axis=None: jax.scipy.special.logsumexp(x, axis),
-        relu=lambda x: jnp.maximum(x, 0.0),
+        log_softmax=lambda x, axis=-1: jax.nn.log_softmax(x, axis),
+        norm=lambda x, axis=None, keepdims=False: jnp.linalg.norm(x, axis=axis, keepdims=keepdims),
+        relu=jax.nn.relu,
         grad=jax.grad,
         map=jax.tree_util.tree_map,
         conv=conv,

@@ -2,7 +2,8 @@
 
 Scope 0 is memory that a kernel only reads, 1, 2, ... are its results. The compiler is told that
 memory of different scopes is never the same, which lets it vectorise loops over many arrays without
-a check. (Where a result takes the place of an operand, each element is read before it is written.)
+a check. (Where a result takes the place of an operand, it is computed of that operand: each element
+has to be read before it is written.)
 """
 
 from __future__ import annotations

@@ -444,12 +444,14 @@ class Plan:
             return step.args[2] if step.args[2] not in factors else None
         if node.op in REDUCTIONS or not self.arena.reuse:
             return None
+        needed = _made_of(node, step)
         for x in dying:
             views = [a for a in step.reads if self.memory.access(a).root is x]
             if (
                 x.dtype == node.dtype
                 and x.size == node.size
                 and all(a.shape == node.shape and self.memory.is_whole(a) for a in views)
+                and any(a in needed for a in views)  # or it might be stored before x is read
             ):
                 return x
         return None
@@ -466,6 +468,17 @@ class Plan:
         for i, step in enumerate(self.steps):
             lines.append(f"{i:5} {operations(step):>12,}  {sentence(step)}")
         return "\n".join(lines)
+
+
+def _made_of(root: Node, loop: Loop) -> set[Node]:
+    """What is read or computed in a loop for one of its results."""
+    found: set[Node] = set()
+    stack = [root]
+    while stack:
+        new = {a for a in stack.pop().nodes if a not in found}
+        found |= new
+        stack += [a for a in new if a in loop.inside]
+    return found
 
 
 def operations(step: Step) -> int:

@@ -222,7 +222,7 @@ class _Verifier:
             self.held[x] = []
         self.writable = {"block", *plan.outputs}
         self.reads: list[Span] = []
-        self.writes: list[tuple[Span, Node, bool]] = []  # and whether in step with the reads
+        self.writes: list[tuple[Span, Node, set[Walk]]] = []  # and what is read for each element
         self.step = ""
 
     def fail(self, what: str) -> CompileError:
@@ -309,7 +309,7 @@ class _Verifier:
         self.read(Walk(at, sides, (1,), x.dtype), x, points, _unravelled(points[:, 0], x.shape))
 
     def write(
-        self, walk: Walk, made: Node, points: np.ndarray, flat: np.ndarray, *, steady: bool
+        self, walk: Walk, made: Node, points: np.ndarray, flat: np.ndarray, of: set[Walk]
     ) -> None:
         """A kernel at these points of its loops makes these elements of a node.
 
@@ -318,7 +318,8 @@ class _Verifier:
             made: the node.
             points: of the loops.
             flat: the number of the element made at each.
-            steady: whether it is written at the very moment at which its point is read.
+            of: the operands that an element is computed of, and so is written after: it may take
+                the place of theirs.
         """
         if walk.dtype != made.dtype:
             raise self.fail(f"writes {made!r} as {walk.dtype}")
@@ -331,18 +332,18 @@ class _Verifier:
         if start < 0 or stop > self._size(space) or start % made.dtype.itemsize:
             raise self.fail(f"writes {made!r} beyond its memory, or between elements")
         span = Span(space, start, stop, walk, repr(made))
-        self.writes.append((span, made, steady))
+        self.writes.append((span, made, of))
 
     def write_whole(self, at: At, made: Node) -> None:
         points = _points((made.size,))
         walk = Walk(at, (made.size,), (1,), made.dtype)
-        self.write(walk, made, points, points[:, 0], steady=False)
+        self.write(walk, made, points, points[:, 0], set())
 
     def _carry_out(self) -> None:
         """The step's writes, unless they meet what it still reads, or each other."""
-        for i, (span, made, steady) in enumerate(self.writes):
+        for i, (span, made, of) in enumerate(self.writes):
             for other in self.reads:
-                if span.meets(other) and not (steady and span.keeps_step(other)):
+                if span.meets(other) and not (other.walk in of and span.keeps_step(other)):
                     raise self.fail(f"writes {made!r} over {other.what}, which it reads")
             for other, also, _ in self.writes[:i]:
                 if span.meets(other):
@@ -462,7 +463,9 @@ class _Verifier:
             if not result.reduction:
                 if result.value[0] != "v" or made[result.value[1]] is not root:
                     raise self.fail(f"stores something else as {root!r}")
-                self.write(walk, root, points, _flat(index, root.shape), steady=True)
+                needed = _operands(nest, result.value)
+                of = {walk for i, walk in enumerate(read) if i in needed}
+                self.write(walk, root, points, _flat(index, root.shape), of)
                 continue
             if result.reduction != root.op or size != root.size:
                 raise self.fail(f"begins {root!r} with {size} elements, or not as a {root.op}")
@@ -470,7 +473,7 @@ class _Verifier:
                 raise self.fail(f"reduces {root.args[0]!r} over {list(step.space)}")
             self._source(result.value, root.args[0], root, made, read, numbers, points, index)
             kept = [a for a in range(len(step.space)) if a not in root.params["axis"]]
-            self.write(walk, root, points, _flat(index[:, kept], root.shape), steady=False)
+            self.write(walk, root, points, _flat(index[:, kept], root.shape), set())
 
     # -- one operation
 
@@ -542,7 +545,7 @@ class _Verifier:
         self._adds(step, c, adds)
         walk = Walk(c, (count, n, m), (sc, ldc, 1), step.dtype)
         points = _points(walk.sides)
-        self.write(walk, step, points, _flat(points, walk.sides), steady=False)
+        self.write(walk, step, points, _flat(points, walk.sides), set())
 
     def _convolution(self, step: Node, words: list[Any]) -> None:
         x, y, *_ = step.args
@@ -622,6 +625,15 @@ class _Verifier:
         for at, arg in zip(places, step.nodes, strict=False):
             self.read_whole(at, arg)
         self.write_whole(places[-1], step)
+
+
+def _operands(nest: LoopNest, source: tuple[str, int]) -> set[int]:
+    """Which operands a value is computed of."""
+    of: list[set[int]] = []  # each value
+    for value in (*nest.values, nest.values[source[1]]._replace(args=(source,))):
+        found = {i for kind, i in value.args if kind == "x"}
+        of.append(found.union(*(of[i] for kind, i in value.args if kind == "v")))
+    return of[-1]
 
 
 def _number(code: str, word: int) -> Any:
