@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 RL = ["mujoco>=4.0", "gymnasium>=1.0", "imageio[ffmpeg]>=2.34"]
 MPI = ["mpi4py>=4.0", "mpich>=4.2; platform_system == 'Linux'"]
 NVIDIA = "platform_system == 'Linux' and platform_machine == 'x86_64'"
-TEST = ["pytest>=8.0", "hypothesis>=6.100", "mpmath>=1.3", *RL]
+TEST = ["pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.100", "mpmath>=1.3", *RL]
 
 setup(
     name="mamlnp",

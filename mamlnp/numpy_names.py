@@ -238,6 +238,7 @@ def _method(name: str, ours: Function | None, numpys: Function | None = None) ->
         except TypeError as error:
             raise _explained(error, f"Array.{name}", numpys, (self, *args), kwargs) from None
 
+    method.__wrapped__ = getattr(ours, "__wrapped__", numpys)  # type: ignore[attr-defined]
     return method
 
 

@@ -319,7 +319,7 @@ def _one_by_one(frame: Frame, op: Op, operands: list[Any], params: dict[str, Any
 Rule = Callable[[Frame, Op, list[Any], dict[str, Any]], Any]
 BROADCASTING = (
     "abs", "add", "alias", "anew", "arcsinh", "arctan2", "astype", "cholesky", "class_labels",
-    "cos", "cosh", "div", "eigh", "equal", "erf", "exp", "expm1", "fold", "greater",
+    "cos", "cosh", "div", "eigh", "equal", "error_function", "exp", "expm1", "fold", "greater",
     "greater_equal", "isfinite", "less", "less_equal", "log", "log1p", "matmul",
     "matrix_transpose", "maximum", "minimum", "mul", "neg", "not_equal", "one_hot", "ones_like",
     "patches", "power", "relu", "remainder", "rounded", "sigmoid", "sigmoid_slope", "sign", "sin",

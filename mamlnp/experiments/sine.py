@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import losses, nn, optim, parallel, plots
 from ..autodiff import grad
+from ..backend.machine import one_blas_thread
 from ..compile import compile
 from ..learner import Learner
 from ..ranks import world
@@ -229,8 +230,9 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
         inner_steps, task, flat, flat_told = drawn
         state, numbers = maml_step(meta_steps[inner_steps], state, task)
         if flat is not None:
-            state["pretrained"] = pretrain(state["pretrained"], flat)
-            state["oracle"] = train_oracle(state["oracle"], flat_told)
+            with one_blas_thread():  # for products this small, more would wait for each other
+                state["pretrained"] = pretrain(state["pretrained"], flat)
+                state["oracle"] = train_oracle(state["oracle"], flat_told)
         return state, numbers
 
     def eager_step(state: dict[str, Any], drawn: Any) -> tuple[dict[str, Any], dict[str, Any]]:

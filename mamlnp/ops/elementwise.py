@@ -467,12 +467,12 @@ def _(ct: Array, out: Array, a: Any, b: Array) -> Array:
     draw=lambda d: (one()(d)[0], {"complement": d.boolean()}),
     tails=Tails("erf(x)", loss="1 + x * x"),
 )
-def _erf(xp: Any, x: Any, *, complement: bool = False) -> Any:
+def _error_function(xp: Any, x: Any, *, complement: bool = False) -> Any:
     """The error function, or 1 minus it, which does not round to 0."""
     return backend.kernels_of(x).erf(x, complement)
 
 
-@_erf.vjp("x")
+@_error_function.vjp("x")
 def _(ct: Array, out: Array, x: Array, *, complement: bool = False) -> Array:
     slope = mul(exp(neg(square(x))), 2 / math.sqrt(math.pi))
     return mul(neg(ct) if complement else ct, slope)
@@ -481,13 +481,13 @@ def _(ct: Array, out: Array, x: Array, *, complement: bool = False) -> Array:
 @answers(numpy=("erf",))
 def erf(x: Any) -> Array:
     """2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
-    return _erf.apply((as_array(x),), {"complement": False})
+    return _error_function.apply((as_array(x),), {"complement": False})
 
 
 @answers(numpy=("erfc",))
 def erfc(x: Any) -> Array:
     """1 - erf(x), without rounding to 0."""
-    return _erf.apply((as_array(x),), {"complement": True})
+    return _error_function.apply((as_array(x),), {"complement": True})
 
 
 # ---- piecewise
