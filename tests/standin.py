@@ -352,8 +352,10 @@ class CuPy(types.ModuleType):
     )
 
     @staticmethod
-    def asarray(x):
-        return x if isinstance(x, Elsewhere) else Elsewhere(np.array(x))
+    def asarray(x, dtype=None):
+        if isinstance(x, Elsewhere):
+            return x if dtype in (None, x.dtype) else x.astype(dtype)
+        return Elsewhere(np.array(x, dtype))
 
     def __getattr__(self, name):
         if name.startswith("__"):  # not of a module's own
