@@ -407,11 +407,11 @@ def jax_meta_gradient(m: Any, problem: Problem, steps: int) -> Callable[..., Any
     return of
 
 
-def differences(a: Any, b: Any) -> float:
-    """The largest, relative to the largest element of all leaves of b."""
+def differences(a: Any, b: Any, least: float = 0.0) -> float:
+    """The largest, relative to the largest element of all leaves of b, or to ``least``."""
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     ml.tree.map(lambda x, y: pairs.append((_host(x), _host(y))), a, b)
-    size = max(float(np.abs(y).max(initial=0.0)) for _, y in pairs) or 1.0
+    size = max(least, *(float(np.abs(y).max(initial=0.0)) for _, y in pairs)) or 1.0
     worst = max(float(np.abs(x - y).max(initial=0.0)) for x, y in pairs) / size
     return worst if math.isfinite(worst) else math.inf
 
