@@ -58,7 +58,8 @@ class Config:
         baseline_iterations: of the two baselines, which train beside MAML on the same points.
         validate_every: meta-iterations from one validation (and checkpoint) to the next.
         validation_tasks: how many; the kept parameters are those with the lowest 5-shot error on
-            them, averaged over 1, 5 and 10 steps.
+            them, averaged over 1, 5 and 10 steps. With this many, a task that diverges once in a
+            thousand is among them, and rules its parameters out.
         eager: run every operation as it comes, instead of compiling the meta-step.
         device: where to compute, "cpu" or "cuda".
         on_nan: where a loss is NaN or infinite: "stop", or "skip" the meta-step and count it, for
@@ -79,7 +80,7 @@ class Config:
     init: Literal["fan-in", "paper"] = "fan-in"
     baseline_iterations: int = 20_000
     validate_every: int = 1_000
-    validation_tasks: int = 600
+    validation_tasks: int = 3_000
     eager: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
     on_nan: Literal["stop", "skip"] = "stop"
