@@ -149,6 +149,8 @@ def _draw_along(d: Draw) -> Drawn:
 @op(draw=_draw_along, linear_in=("x",))
 def _cumsum(xp: Any, x: Any, *, axis: int) -> Any:
     """The sums up to and with every element along an axis."""
+    if not x.ndim:  # NumPy would give it one
+        raise ValueError("x has no axis")
     return xp.cumsum(x, axis=axis, dtype=x.dtype if x.dtype.kind == "f" else None)
 
 
