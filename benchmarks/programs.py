@@ -36,8 +36,8 @@ import mamlnp as ml
 
 DIFFERENCE = "a difference of gradients"
 TOLERANCES = {DIFFERENCE: 1e-6}  # where it is not that of networks.py
-# Relative to at least so much: where a derivative almost vanishes JAX loses digits (1 - tanh(x)^2
-# far out), or gives rounding for zero.
+# Relative to at least so much: where a derivative vanishes JAX gives rounding for zero. (No tanh is
+# taken far out, where JAX's 1 - tanh(x)^2 has no digits left.)
 differences = functools.partial(networks.differences, least=1e-6)
 STEPS = (1e-4, 1e-5, 1e-6)
 SIDES = (1, 2, 3)
@@ -83,7 +83,7 @@ BINARY: dict[str, Callable[[Any, Any, Any], Any]] = {
     "where": lambda m, a, b: m.where(a > b, a * b, b),
     "power": lambda m, a, b: (a * a + 0.5) ** m.tanh(b),
     "gated": lambda m, a, b: m.sigmoid(a) * b,
-    "residual": lambda m, a, b: a + m.tanh(a + b),
+    "residual": lambda m, a, b: a + m.tanh(0.5 * (a + b)),
 }
 
 
@@ -129,7 +129,7 @@ class Maker:
         if value.size > LARGEST:
             return
         if not np.abs(value.numpy()).max() < 5:  # and with it derivatives of high orders
-            self.add(f"tanh of {name}", places, lambda m, *xs: m.tanh(compute(m, *xs)))
+            self.add(f"sine of {name}", places, lambda m, *xs: m.sin(compute(m, *xs)))
             return
         self.instructions.append(Instruction(name, places, compute))
         self.values.append(value)
