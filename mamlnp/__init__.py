@@ -4,15 +4,13 @@ To read the code, follow the order in which each module imports only from those 
 
 ``errors``, ``backend`` (the seam to NumPy and numba), ``array`` (a value and how it was made),
 ``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``numpy_names`` (how
-NumPy's functions take Arrays), ``tree``, ``autodiff``
-(vjp, grad, hvp), ``compile`` (trace once, replay fast), ``vmap`` (one
-example's function for all of them), ``losses``, ``optim``, ``nn``, ``tasks``,
-``maml`` (Algorithms 1-3), ``ranks`` and ``parallel`` (a meta-batch over processes and threads),
-``gradcheck``, ``checks``,
-``runs``, ``plots``, ``learner`` (theta, ready to adapt), ``rl`` (Algorithm 3, and its
-environments), ``conformance`` and ``diagnosis`` (is another implementation right?),
-``graph`` and ``landscape`` (pictures of tapes and of losses), ``experiments``,
-``initialisations`` (load), ``figures``, ``cli``.
+NumPy's functions take Arrays), ``tree``, ``autodiff`` (vjp, grad, hvp), ``compile`` (trace once,
+replay fast), ``vmap`` (a function of one example, for all of them), ``losses``, ``optim``, ``nn``,
+``tasks``, ``maml`` (Algorithms 1-3), ``ranks`` and ``parallel`` (a meta-batch over processes and
+threads), ``gradcheck``, ``checks``, ``runs``, ``plots``, ``learner`` (theta, ready to adapt),
+``rl`` (Algorithm 3, and its environments), ``conformance`` and ``diagnosis`` (is another
+implementation right?), ``graph`` and ``landscape`` (pictures of tapes and of losses),
+``experiments``, ``initialisations`` (load), ``figures``, ``cli``.
 """
 
 from importlib import import_module as _import_module

@@ -2,8 +2,8 @@
 
 ``loss(params, batch)`` gives one number a task, shape (T,): inputs carry a leading task axis, and
 so do the parameters once each task adapts its own copy. A loss written for one task becomes such a
-one by :func:`mamlnp.vmap`. Losses are summed over tasks, never
-averaged, so that alpha means what it means in the paper.
+one by :func:`mamlnp.vmap`. Losses are summed over tasks, never averaged, so that alpha means what
+it means in the paper.
 """
 
 from __future__ import annotations

@@ -23,10 +23,8 @@ from .trace import Graph, Node
 
 SHARE = 0.25  # of the memory there is: eager evaluation may need so much
 FLOOR = 16  # units in the last place of the largest result, which rounding may always make
-ROUNDINGS, SPREAD = (
-    8,
-    16,
-)  # evaluations with other rounding; how many times as far as they is too far
+ROUNDINGS = 8  # evaluations with other rounding
+SPREAD = 16  # how many times as far as they is too far
 LARGE = 1e-6  # of the largest number there is: from there on, the order of a product matters
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
