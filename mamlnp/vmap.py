@@ -327,7 +327,7 @@ BROADCASTING = (
 )  # fmt: skip
 RULES: dict[str, Rule] = {
     **dict.fromkeys(BROADCASTING, _broadcasting),
-    **dict.fromkeys(("sum", "max", "min", "is_first_largest"), _reduction),
+    **dict.fromkeys(("sum", "max", "min", "is_not_first_largest"), _reduction),
     **dict.fromkeys(("argmax", "argmin"), _winner),
     **dict.fromkeys(("argsort", "cumsum"), _along),
     **dict.fromkeys(("slices", "put_slices"), _slices),

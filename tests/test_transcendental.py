@@ -30,13 +30,13 @@ EXACT = {
 EVERY = pytest.mark.parametrize("name", EXACT)
 
 
-def loop(name, code, *, sums=False, count=1):
+def loop(name, code, *, sums=False, count=1, exponent=None):
     """A generated kernel of the op; with a sum beside, whose terms LLVM may add in any order."""
     operand = Operand(code, 1)
     results = [Result(("v", 0), operand, "")]
     if sums:
         results.append(Result(("v", 0), Operand(code, 0), "sum"))
-    value = Value(name, tuple(("x", i) for i in range(count)), code, code)
+    value = Value(name, tuple(("x", i) for i in range(count)), code, code, exponent)
     nest = LoopNest(1, (operand,) * count, (), (value,), tuple(results))
     address = generated.loops(nest)
 

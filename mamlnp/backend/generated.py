@@ -133,11 +133,19 @@ PLAIN = 1024  # terms of a float32 sum that a plain loop adds
 # Of the parts of a longer one: terms along the innermost loop (some dozen sums at once, being
 # vectorised), rows along others; and work for each element that is then added in float64.
 TERMS, ROWS, FULL = 512, 64, 64
+ROOT = "math.sqrt(-{0} if {0} < LOWEST else {0} + ZERO)"  # of -inf and -0 as of inf and 0
+# Powers that need no logarithm, those of batch normalisation's derivatives among them. Where the
+# result is a denormal number it may be 0, since the divisor overflows.
 POWERS = {
     2.0: "{0} * {0}",
     3.0: "{0} * {0} * {0}",
     -1.0: "ONE / {0}",
-    0.5: "math.sqrt({0})",
+    -2.0: "ONE / ({0} * {0})",
+    0.5: "math.sqrt({0})",  # as NumPy has it, of -inf and -0 too
+    1.5: f"abs({{0}}) * {ROOT}",
+    -0.5: f"ONE / {ROOT}",
+    -1.5: f"ONE / (abs({{0}}) * {ROOT})",
+    -2.5: f"ONE / ({{0}} * {{0}} * {ROOT})",
 }
 
 HEADER = '''"""A kernel of mamlnp, generated; safe to delete. Backend {backend}."""
@@ -147,7 +155,7 @@ from numba import cfunc, int64, njit, void
 from mamlnp.backend.memory import *  # noqa: F403
 f4, f8, i8, b1, u1 = np.float32, np.float64, np.int64, np.bool_, np.uint8
 '''
-DECORATOR = '\n\n@cfunc(void(int64), cache=True, error_model="numpy"{fastmath})\n'
+DECORATOR = '\n\n@cfunc(void(int64), cache=True, error_model="numpy")\n'
 FIXED = """from mamlnp.backend.replay import gemm_{gemm} as gemm
 load, store, number, zero, width = load_{code}, store_{code}, {code}, {code}(0), {width}
 """
@@ -239,7 +247,7 @@ def source(nest: LoopNest, long: bool = False) -> str:
             code, at = r.operand.code, f"y{i}_o{inner - 1}" if inner else "0"
             lines.append(f"{pad}b{i} = load_{code}(y{i}_at, {at}, {i + 1})")
             joined = COMBINE[r.reduction].format(a=f"b{i}", v=f"a{i}")
-            lines.append(f"{pad}store_{code}(y{i}_at, {at}, {i + 1}, {code}({joined}))")
+            lines.append(f"{pad}store_{code}(y{i}_at, {at}, {i + 1}, {joined})")
     if sums:
         sides = [f"({last} - {first})" for first, last in ends]
         lines += [
@@ -250,16 +258,13 @@ def source(nest: LoopNest, long: bool = False) -> str:
             "    if several:",
             *(f"        refill(y{i}_at, y{i}_more, y{i}_size)" for i in sums),
         ]
-    inner_sum = any(r.reduction == "sum" and r.operand.inner == 0 for r in nest.results)
-    fastmath = ', fastmath={"reassoc"}' if inner_sum else ""
     header = HEADER.format(backend=_stamp())
     if sums:
         header += "from mamlnp.backend.replay import drain, refill\n"
     if any(HOST[v.op] != EXPRESSIONS[v.op] and v.exponent is None for v in nest.values):
         header += "from mamlnp.backend.transcendental import *  # noqa: F403\n"
         lines.insert(0, "    wide_vectors()")
-    header += DECORATOR.format(fastmath=fastmath)
-    return header + "def kernel(row):\n" + "\n".join(lines) + "\n"
+    return header + DECORATOR + "def kernel(row):\n" + "\n".join(lines) + "\n"
 
 
 def is_float32_sum(result: Result) -> bool:
@@ -279,7 +284,7 @@ def _innermost(nest: LoopNest, first: str, last: str) -> list[str]:
     exact = HOST | {name: EXPRESSIONS[name] for name in PERIODIC}
     return [
         f"for start in range({first}, {last}, {ASKED}):",
-        f"    stop = min(start + {ASKED}, {last})",
+        f"    stop = start + {ASKED} if start + {ASKED} < {last} else {last}",
         "    far = 0",
         *(f"    {line}" for line in loop("start", "stop", _asking(nest))),
         "    if far:",
@@ -324,7 +329,10 @@ def expressions(
         template = POWERS.get(value.exponent or 0.0, written[value.op])
         text = template.format(*args).replace("TYPE", value.within)
         text = text.replace("ZERO", f"{value.within}(0)").replace("ONE", f"{value.within}(1)")
-        values.append((f"v{i}", value.code, _cast(value.code, text)))
+        if "LOWEST" in text:
+            text = text.replace("LOWEST", f"{value.within}({np.finfo(value.within).min})")
+        is_so = value.code == value.within in ("f4", "f8")  # a cast would take time to compile
+        values.append((f"v{i}", value.code, text if is_so else _cast(value.code, text)))
         codes[f"v{i}"] = value.code
     results: list[Expression] = []
     for i, r in enumerate(nest.results):
@@ -342,11 +350,13 @@ def _body(nest: LoopNest, written: Mapping[str, str] = HOST) -> list[str]:
         at = _index(name, r.operand, inner)
         if r.reduction and r.operand.inner == 0:
             joined = COMBINE[r.reduction].format(a=f"a{i}", v=text)
-            lines.append(f"a{i} = {code}({joined})")
+            if r.reduction == "sum" and code in ("f4", "f8"):
+                joined = f"plus_{code}(a{i}, {text})"
+            lines.append(f"a{i} = {joined}")
             continue
         if r.reduction:
             lines.append(f"b{i} = load_{code}({name}_at, {at}, {i + 1})")
-            text = f"{code}({COMBINE[r.reduction].format(a=f'b{i}', v=text)})"
+            text = COMBINE[r.reduction].format(a=f"b{i}", v=text)
         lines.append(f"store_{code}({name}_at, {at}, {i + 1}, {text})")
     return lines
 
@@ -364,7 +374,7 @@ def _asking(nest: LoopNest) -> list[str]:
     lines = _loads(nest)
     for value, (name, _, text) in zip(nest.values, expressions(nest, HOST)[0], strict=True):
         if value.op in PERIODIC:
-            argument = text.partition(f"{value.op}_{value.within}(")[2].removesuffix("))")
+            argument = text.partition(f"{value.op}_{value.within}(")[2].removesuffix(")")
             lines.append(f"far |= is_far({argument}, reach_{value.within})")
         lines.append(f"{name} = {text}")
     return lines
@@ -414,7 +424,7 @@ def fixed(name: str, code: str, wide: bool = True) -> int:
     text = HEADER.format(backend=_stamp()) + names
     for helper in (replay.gather, replay.scatter):
         text += "\n\n@njit\n" + inspect.getsource(helper)
-    text += DECORATOR.format(fastmath="") + inspect.getsource(getattr(replay, name))
+    text += DECORATOR + inspect.getsource(getattr(replay, name))
     return _compiled(text, name)
 
 

@@ -74,8 +74,23 @@ def _store(code: str) -> Any:
     return store
 
 
+def _sum_in_any_order(code: str) -> Any:
+    """x + y of a long sum, which may be added in any order: a loop of them can be vectorised."""
+    kind, _ = _TYPES[code]
+
+    @intrinsic
+    def plus(typing: Any, x: Any, y: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.fadd(*args, flags=("reassoc",))
+
+        return kind(kind, kind), generate
+
+    return plus
+
+
 load_f4, load_f8, load_i8, load_b1, load_u1 = map(_load, _TYPES)
 store_f4, store_f8, store_i8, store_b1, store_u1 = map(_store, _TYPES)
+plus_f4, plus_f8 = map(_sum_in_any_order, ("f4", "f8"))
 
 
 @intrinsic

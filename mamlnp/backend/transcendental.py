@@ -6,32 +6,145 @@ its sign with x = n pi + r (J.-M. Muller, Elementary Functions, chapters 3 and 1
 near-minimax (Chebyshev, by mpmath). Errors are a few units in the last place, and infinities, NaN,
 signed zeros and denormal numbers come out as C's library has them (tests/test_transcendental.py).
 
-Nothing here may be reordered: constants are added only to be subtracted again. So these are
-functions of their own, and not text in a kernel that lets sums be reordered.
+A formula is run once, on numbers that stand for LLVM's, when a kernel that calls it is compiled:
+what it computes then is the machine code. (Type inference of such functions by numba took longer
+than all else of a kernel.) Nothing in it may be reordered: constants are added only to be
+subtracted again.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
+from numba import types
 from numba.extending import intrinsic
-
-from .memory import ONLY_FOR_KERNELS
 
 LOG2 = math.log(2)
 
 
-def _inline(f: Any) -> Any:
-    return njit(forceinline=True, error_model="numpy", **ONLY_FOR_KERNELS)(f)
-
-
 # ---- machine operations
+
+
+class Real:
+    """A number, or a condition on some, that the code being built computes; what is done with it
+    adds to that code."""
+
+    __array_ufunc__ = None  # so that a constant of NumPy's on the left lets this class compute
+
+    def __init__(self, builder: Any, value: Any, native: Any) -> None:
+        self.builder, self.value, self.native = builder, value, native
+
+    def made(self, value: Any) -> Real:
+        return Real(self.builder, value, self.native)
+
+    def of(self, number: Any) -> Real:
+        """A constant, if it is none of these."""
+        return number if isinstance(number, Real) else self.made(self.native(float(number)))
+
+    def _by(self, operation: str, *others: Any) -> Real:
+        values = [self.value, *(self.of(x).value for x in others)]
+        return self.made(getattr(self.builder, operation)(*values))
+
+    def call(self, name: str, *others: Any) -> Real:
+        """LLVM's intrinsic function of that name."""
+        values = [self.value, *(self.of(x).value for x in others)]
+        kind = ir.FunctionType(self.native, [self.native] * len(values))
+        function = self.builder.module.declare_intrinsic(name, [self.native], kind)
+        return self.made(self.builder.call(function, values))
+
+    def __add__(self, other: Any) -> Real:
+        return self._by("fadd", other)
+
+    def __sub__(self, other: Any) -> Real:
+        return self._by("fsub", other)
+
+    def __mul__(self, other: Any) -> Real:
+        return self._by("fmul", other)
+
+    def __truediv__(self, other: Any) -> Real:
+        return self._by("fdiv", other)
+
+    def __radd__(self, other: Any) -> Real:
+        return self.of(other) + self
+
+    def __rsub__(self, other: Any) -> Real:
+        return self.of(other) - self
+
+    def __rmul__(self, other: Any) -> Real:
+        return self.of(other) * self
+
+    def __neg__(self) -> Real:
+        return self._by("fneg")
+
+    def __abs__(self) -> Real:
+        return self.call("llvm.fabs")
+
+    def _compared(self, sign: str, other: Any) -> Real:
+        compare = self.builder.fcmp_unordered if sign == "!=" else self.builder.fcmp_ordered
+        return self.made(compare(sign, self.value, self.of(other).value))
+
+    def __lt__(self, other: Any) -> Real:
+        return self._compared("<", other)
+
+    def __gt__(self, other: Any) -> Real:
+        return self._compared(">", other)
+
+    def __ge__(self, other: Any) -> Real:
+        return self._compared(">=", other)
+
+    def __eq__(self, other: Any) -> Real:  # type: ignore[override]
+        return self._compared("==", other)
+
+    def __ne__(self, other: Any) -> Real:  # type: ignore[override]
+        return self._compared("!=", other)
+
+    def __and__(self, other: Real) -> Real:
+        return self._by("and_", other)
+
+
+def _for_kernels(code: str, formula: Callable[..., Any]) -> Any:
+    """A formula of numbers of a type, as a function that kernels can call."""
+    kind = types.float32 if code == "f4" else types.float64
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return formula(*(Real(builder, x, x.type) for x in args)).value
+
+    def of_one(typing: Any, x: Any) -> Any:
+        return kind(kind), generate
+
+    def of_two(typing: Any, x: Any, y: Any) -> Any:
+        return kind(kind, kind), generate
+
+    return intrinsic(of_one if len(inspect.signature(formula).parameters) == 1 else of_two)
+
+
+def fma(x: Any, y: Any, z: Any) -> Real:
+    """x y + z, rounded once; one of them is no constant."""
+    some = next(v for v in (x, y, z) if isinstance(v, Real))
+    return some.of(x).call("llvm.fma", y, z)
+
+
+def select(condition: Real, x: Any, y: Any) -> Real:
+    """x where the condition holds, else y; both are computed."""
+    values = [condition.of(v).value for v in (x, y)]
+    return condition.made(condition.builder.select(condition.value, *values))
+
+
+def signed(x: Real, y: Real) -> Real:
+    """The size of x with the sign of y."""
+    return x.call("llvm.copysign", y)
+
+
+def nearest(x: Real) -> Real:
+    """x rounded to an integer."""
+    return x.call("llvm.rint")
 
 
 class _Machine:
@@ -39,7 +152,6 @@ class _Machine:
 
     def __init__(self, code: str) -> None:
         self.wide = wide = code == "f8"
-        self.kind: Any = types.float64 if wide else types.float32
         self.native: Any = ir.DoubleType() if wide else ir.FloatType()
         self.bits: Any = ir.IntType(64 if wide else 32)
         self.mantissa, self.bias = (52, 1023) if wide else (23, 127)
@@ -50,135 +162,52 @@ class _Machine:
         """The bits of a number."""
         return int(self.number(x).view(np.int64 if self.wide else np.int32))
 
-    def intrinsic(self, count: int, generate: Any, results: int = 1) -> Any:
-        """``count`` numbers to ``results`` numbers, as generate(builder, *values) makes them."""
-        kind = self.kind
-        returned = kind if results == 1 else types.UniTuple(kind, results)
+    def integer(self, x: Real) -> Any:
+        return x.builder.bitcast(x.value, self.bits)
 
-        def made(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            out = generate(builder, *args)
-            return out if results == 1 else cgutils.pack_array(builder, out)
+    def real(self, x: Real, bits: Any) -> Real:
+        """The number with these bits, in the code that computes x."""
+        return x.made(x.builder.bitcast(bits, self.native))
 
-        if count == 1:
-
-            @intrinsic
-            def of_one(typing: Any, x: Any) -> Any:
-                return returned(kind), made
-
-            return of_one
-        if count == 2:
-
-            @intrinsic
-            def of_two(typing: Any, x: Any, y: Any) -> Any:
-                return returned(kind, kind), made
-
-            return of_two
-
-        @intrinsic
-        def of_three(typing: Any, x: Any, y: Any, z: Any) -> Any:
-            return returned(kind, kind, kind), made
-
-        return of_three
-
-    def polynomial(self, *coefficients: float) -> Any:
+    def polynomial(self, *coefficients: float) -> Callable[[Real], Real]:
         """Of these coefficients, the highest power first."""
+        first, *rest = map(self.number, coefficients)
+        return lambda x: functools.reduce(lambda out, c: fma(out, x, c), rest, x.of(first))
 
-        def generate(builder: Any, x: Any) -> Any:
-            out = self.native(float(self.number(coefficients[0])))
-            for c in coefficients[1:]:
-                out = builder.fma(out, x, self.native(float(self.number(c))))
-            return out
-
-        return self.intrinsic(1, generate)
-
-    def halves(self) -> Any:
+    def halves(self, z: Real) -> tuple[Real, Real]:
         """2^n as two factors, each of which is a number however large n is; from magic + n."""
+        builder, raised = z.builder, 4096  # so that no shift sees a negative number
+        n = builder.add(self.integer(z), self.bits(raised - self.pattern(self.magic)))
+        half = builder.lshr(n, self.bits(1))
 
-        def generate(builder: Any, z: Any) -> Any:
-            def constant(n: int) -> Any:
-                return self.bits(n)
+        def power(part: Any) -> Real:
+            exponent = builder.add(part, self.bits(self.bias - raised // 2))
+            return self.real(z, builder.shl(exponent, self.bits(self.mantissa)))
 
-            raised = 4096  # so that no shift sees a negative number
-            n = builder.add(
-                builder.bitcast(z, self.bits), constant(raised - self.pattern(self.magic))
-            )
-            half = builder.lshr(n, constant(1))
-            powers = []
-            for part in (half, builder.sub(n, half)):
-                exponent = builder.add(part, constant(self.bias - raised // 2))
-                powers.append(
-                    builder.bitcast(builder.shl(exponent, constant(self.mantissa)), self.native)
-                )
-            return powers
+        return power(half), power(builder.sub(n, half))
 
-        return self.intrinsic(1, generate, 2)
-
-    def half_power(self) -> Any:
+    def half_power(self, z: Real) -> Real:
         """2^(n - 1), from magic + n; n is in the range of exponents."""
+        builder = z.builder
+        n = builder.add(self.integer(z), self.bits(self.bias - 1 - self.pattern(self.magic)))
+        return self.real(z, builder.shl(n, self.bits(self.mantissa)))
 
-        def generate(builder: Any, z: Any) -> Any:
-            n = builder.add(
-                builder.bitcast(z, self.bits), self.bits(self.bias - 1 - self.pattern(self.magic))
-            )
-            return builder.bitcast(builder.shl(n, self.bits(self.mantissa)), self.native)
-
-        return self.intrinsic(1, generate)
-
-    def split(self) -> Any:
+    def split(self, x: Real) -> tuple[Real, Real, Real]:
         """k, m and 2^-k: x = 2^k m with m between sqrt(1/2) and sqrt(2), of normal positive x."""
+        whole, shift = 2.0**self.mantissa, self.bits(self.mantissa)
+        builder, bits = x.builder, self.integer(x)
+        offset = self.bits((self.bias << self.mantissa) - self.pattern(math.sqrt(0.5)))
+        exponent = builder.lshr(builder.add(bits, offset), shift)
+        counted = builder.or_(exponent, self.bits(self.pattern(whole)))
+        k = self.real(x, counted) - (whole + self.bias)
+        power = builder.shl(builder.sub(exponent, self.bits(self.bias)), shift)
+        inverse = builder.sub(self.bits(self.bias << self.mantissa), power)
+        return k, self.real(x, builder.sub(bits, power)), self.real(x, inverse)
 
-        def generate(builder: Any, x: Any) -> Any:
-            whole, shift = 2.0**self.mantissa, self.bits(self.mantissa)
-            x = builder.bitcast(x, self.bits)
-            offset = self.bits((self.bias << self.mantissa) - self.pattern(math.sqrt(0.5)))
-            raised = builder.add(x, offset)
-            exponent = builder.lshr(raised, shift)
-            counted = builder.bitcast(
-                builder.or_(exponent, self.bits(self.pattern(whole))), self.native
-            )
-            k = builder.fsub(counted, self.native(whole + self.bias))
-            power = builder.shl(builder.sub(exponent, self.bits(self.bias)), shift)
-            inverse = builder.sub(self.bits(self.bias << self.mantissa), power)
-            parts = [
-                builder.bitcast(bits, self.native) for bits in (builder.sub(x, power), inverse)
-            ]
-            return [k, *parts]
-
-        return self.intrinsic(1, generate, 3)
-
-    def alternated(self) -> Any:
+    def alternated(self, x: Real, z: Real) -> Real:
         """x, or -x where n is odd; from magic + n."""
-
-        def generate(builder: Any, x: Any, z: Any) -> Any:
-            sign = builder.shl(builder.bitcast(z, self.bits), self.bits(63 if self.wide else 31))
-            flipped = builder.xor(builder.bitcast(x, self.bits), sign)
-            return builder.bitcast(flipped, self.native)
-
-        return self.intrinsic(2, generate)
-
-    def fma(self) -> Any:
-        """x y + z, rounded once."""
-        return self.intrinsic(3, lambda builder, x, y, z: builder.fma(x, y, z))
-
-    def signed(self) -> Any:
-        """The size of x with the sign of y."""
-
-        def generate(builder: Any, x: Any, y: Any) -> Any:
-            kind = ir.FunctionType(self.native, [self.native, self.native])
-            function = builder.module.declare_intrinsic("llvm.copysign", [self.native], kind)
-            return builder.call(function, [x, y])
-
-        return self.intrinsic(2, generate)
-
-    def nearest(self) -> Any:
-        """x rounded to an integer."""
-
-        def generate(builder: Any, x: Any) -> Any:
-            kind = ir.FunctionType(self.native, [self.native])
-            function = builder.module.declare_intrinsic("llvm.rint", [self.native], kind)
-            return builder.call(function, [x])
-
-        return self.intrinsic(1, generate)
+        sign = x.builder.shl(self.integer(z), self.bits(63 if self.wide else 31))
+        return self.real(x, x.builder.xor(self.integer(x), sign))
 
     def split_constant(self, text: str, *bits: int) -> list[Any]:
         """A number, written out, as a sum: parts of so many bits, and what is left."""
@@ -191,20 +220,15 @@ class _Machine:
         return [*parts, self.number(float(rest))]
 
 
-@_inline
-def is_far(x, reach):  # type: ignore[no-untyped-def]
-    """Is sin or cos of x to be C's? So that a loop can ask it of all elements together."""
-    return np.int64(abs(x) > reach)
-
-
 @intrinsic
-def select(typing: Any, condition: Any, x: Any, y: Any) -> Any:
-    """x where the condition holds, else y; both are computed."""
+def is_far(typing: Any, x: Any, reach: Any) -> Any:
+    """Is sin or cos of x to be C's? So that a loop can ask it of all elements together."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.select(*args)
+        x, reach = (Real(builder, value, value.type) for value in args)
+        return builder.zext((abs(x) > reach).value, ir.IntType(64))
 
-    return x(types.boolean, x, x), generate
+    return types.int64(x, x), generate
 
 
 @intrinsic
@@ -262,13 +286,8 @@ def _functions(code: str) -> dict[str, Any]:
     """All but powers, for a type."""
     machine = _Machine(code)
     number, wide = machine.number, machine.wide
-    fma, signed, halves, half_power = (
-        machine.fma(),
-        machine.signed(),
-        machine.halves(),
-        machine.half_power(),
-    )
-    split, alternated = machine.split(), machine.alternated()
+    halves, half_power = machine.halves, machine.half_power
+    split, alternated = machine.split, machine.alternated
     of_exp, of_atanh = machine.polynomial(*EXP[code]), machine.polynomial(*ATANH[code])
     of_sin = machine.polynomial(*SIN[code])
     zero, one, two, half = number(0), number(1), number(2), number(0.5)
@@ -283,35 +302,30 @@ def _functions(code: str) -> dict[str, Any]:
     smallest, raised = number(np.finfo(number).smallest_normal), number(2.0**machine.mantissa)
     lowered = number(machine.mantissa)
 
-    @_inline
-    def reduced(x):  # type: ignore[no-untyped-def]
+    def reduced(x: Any) -> Any:
         """magic + n, and exp(r) - 1."""
         z = fma(x, log2_e, magic)
         n = z - magic
         r = fma(n, -ln2_low, fma(n, -ln2_high, x))
         return z, fma(r * r, of_exp(r), r)
 
-    @_inline
-    def exp(x):  # type: ignore[no-untyped-def]
+    def exp(x: Any) -> Any:
         x = select(x > largest, largest, x)
         x = select(x < least, least, x)
         z, e = reduced(x)
         a, b = halves(z)
         return (one + e) * a * b
 
-    @_inline
-    def expm1_of_negative(x):  # type: ignore[no-untyped-def]
+    def expm1_of_negative(x: Any) -> Any:
         z, e = reduced(select(x < all_gone, all_gone, x))
         power = half_power(z)
         return two * fma(e, power, power - half)
 
-    @_inline
-    def expm1(x):  # type: ignore[no-untyped-def]
+    def expm1(x: Any) -> Any:
         out = expm1_of_negative(select(x > largest, largest, x))
         return select(abs(x) < gone, x, out)
 
-    @_inline
-    def log_of(k, m, more):  # type: ignore[no-untyped-def]
+    def log_of(k: Any, m: Any, more: Any) -> Any:
         """log(m) + k log 2 + more, by q with (1 + q) / (1 - q) = m (fdlibm's way, Sun, 1993)."""
         r = m - one
         q = r / (r + two)
@@ -319,16 +333,14 @@ def _functions(code: str) -> dict[str, Any]:
         rest = fma(q, fma(-s, fma(s, of_atanh(s), two_thirds), r), fma(k, -ln2_low, -more))
         return fma(k, ln2_high, r - rest), q
 
-    @_inline
-    def log(x):  # type: ignore[no-untyped-def]
+    def log(x: Any) -> Any:
         tiny = x < smallest
         k, m, _ = split(select(tiny, x * raised, x))
         out, _ = log_of(k + select(tiny, -lowered, zero), m, -zero)
         out = select(x > zero, out, select(x == zero, -inf, nan))
         return select(x == inf, inf, out)
 
-    @_inline
-    def log1p(x):  # type: ignore[no-untyped-def]
+    def log1p(x: Any) -> Any:
         u = one + x
         lost = select(x < one, x - (u - one), one - (u - x))
         k, m, inverse = split(u)
@@ -340,34 +352,28 @@ def _functions(code: str) -> dict[str, Any]:
         out = select(u > zero, out, select(u == zero, -inf, nan))
         return select(x == inf, x, select(x == zero, x, out))
 
-    @_inline
-    def tanh(x):  # type: ignore[no-untyped-def]
+    def tanh(x: Any) -> Any:
         e = expm1_of_negative(-two * abs(x))
         return signed(e / (e + two), x)
 
-    @_inline
-    def sigmoid(x):  # type: ignore[no-untyped-def]
+    def sigmoid(x: Any) -> Any:
         e = exp(-abs(x))
         return select(x >= zero, one, e) / (one + e)
 
-    @_inline
-    def softplus(x):  # type: ignore[no-untyped-def]
+    def softplus(x: Any) -> Any:
         return select(x < zero, zero, x) + log1p(exp(-abs(x)))
 
-    @_inline
-    def sin_of(r):  # type: ignore[no-untyped-def]
+    def sin_of(r: Any) -> Any:
         s = r * r
         return fma(s * r, of_sin(s), r)
 
-    @_inline
-    def sin(x):  # type: ignore[no-untyped-def]
+    def sin(x: Any) -> Any:
         z = fma(x, per_pi, magic)
         n = two * (z - magic)
         r = fma(n, -low, fma(n, -middle, fma(n, -high, x)))
         return select(x == zero, x, alternated(sin_of(r), z))
 
-    @_inline
-    def cos(x):  # type: ignore[no-untyped-def]
+    def cos(x: Any) -> Any:
         z = fma(x, per_pi, minus_half) + magic
         n = fma(two, z - magic, one)
         r = fma(n, -low, fma(n, -middle, fma(n, -high, x)))
@@ -382,13 +388,7 @@ def _power(code: str) -> Any:
     """x^y, with log(x) as a sum of two numbers, which holds twice the digits (Dekker, 1971)."""
     machine = _Machine(code)
     number, wide = machine.number, machine.wide
-    fma, halves, split, nearest = (
-        machine.fma(),
-        machine.halves(),
-        machine.split(),
-        machine.nearest(),
-    )
-    signed = machine.signed()
+    halves, split = machine.halves, machine.split
     of_exp, of_atanh = machine.polynomial(*EXP[code]), machine.polynomial(*ATANH[code])
     zero, half, one, two, three = map(number, (0, 0.5, 1, 2, 3))
     inf, nan, magic, log2_e = (
@@ -403,8 +403,7 @@ def _power(code: str) -> Any:
     smallest, raised = number(np.finfo(number).smallest_normal), number(2.0**machine.mantissa)
     lowered = number(-machine.mantissa)
 
-    @_inline
-    def power_of_size(x, exponent):  # type: ignore[no-untyped-def]
+    def power_of_size(x: Any, exponent: Any) -> Any:
         tiny = x < smallest
         k, m, _ = split(select(tiny, x * raised, x))
         k = k + select(tiny, lowered, zero)
@@ -434,12 +433,11 @@ def _power(code: str) -> Any:
         a, b = halves(z)
         return (one + fma(r * r, of_exp(r), r)) * a * b
 
-    @_inline
-    def power(x, y):  # type: ignore[no-untyped-def]
+    def power(x: Any, y: Any) -> Any:
         size, exponent = abs(x), abs(y)
         out = power_of_size(size, y)
         out = select(size == one, select(exponent == inf, one, out), out)
-        odd = select(exponent < inf, nearest(half * y) != half * y, False)
+        odd = (exponent < inf) & (nearest(half * y) != half * y)
         real = select(size < inf, select(x < zero, nan, out), out)  # where y is no integer
         out = select(nearest(y) == y, select(odd, signed(out, x), out), real)
         return select(x == one, one, select(y == zero, one, out))
@@ -447,7 +445,9 @@ def _power(code: str) -> Any:
     return power
 
 
-FUNCTIONS: dict[str, Any] = {
-    f"{name}_{code}": f for code in ("f4", "f8") for name, f in _functions(code).items()
-} | {f"power_{code}": _power(code) for code in ("f4", "f8")}
+FUNCTIONS = {
+    f"{name}_{code}": _for_kernels(code, formula)
+    for code in ("f4", "f8")
+    for name, formula in (_functions(code) | {"power": _power(code)}).items()
+}
 globals().update(FUNCTIONS)  # for generated modules, which import them by name

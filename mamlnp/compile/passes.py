@@ -173,17 +173,19 @@ def lower(node: Node, args: tuple[Any, ...]) -> Node:
             function = _max if op == "max" else _min
             return reshape(Node(op, (x,), {"axis": axes}, kept, node.dtype, function=function),
                            shape)  # fmt: skip
-        case "is_first_largest":
+        case "is_not_first_largest":
             x, axes = args[0], params["axis"]
             line = tuple(s if i in axes else 1 for i, s in enumerate(shape))
             kept = tuple(1 if i in axes else s for i, s in enumerate(shape))
 
-            def is_top(x: Any) -> Node:
+            def top(x: Node) -> Node:
                 made = Node("max", (x,), {"axis": axes, "keepdims": True}, kept, x.dtype)
-                return elementwise("equal", (x, lower(made, (x,))), shape, np.bool_)
+                return lower(made, (x,))
 
             countdown = constant(np.arange(math.prod(line), 0, -1.0).reshape(line))
-            return is_top(elementwise("mul", (is_top(x), countdown), shape, np.float64))
+            is_top = elementwise("equal", (x, top(x)), shape, np.bool_)
+            first = top(elementwise("mul", (is_top, countdown), shape, np.float64))
+            return elementwise("not_equal", (countdown, first), shape, np.bool_)
         case "one_hot":
             labels = reshape(args[0], (*args[0].shape, 1))
             classes = constant(np.arange(shape[-1], dtype=labels.dtype))

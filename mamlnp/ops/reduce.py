@@ -196,13 +196,13 @@ def _draw_largest(d: Draw) -> Drawn:
 
 
 @op(draw=_draw_largest, differentiable=False)
-def _is_first_largest(xp: Any, x: Any, *, axis: Shape) -> Any:
-    """Is an element the first of the largest along the axes? Not differentiable."""
+def _is_not_first_largest(xp: Any, x: Any, *, axis: Shape) -> Any:
+    """Is an element another than the first of the largest along the axes? Not differentiable."""
     order = [*(i for i in range(x.ndim) if i not in axis), *axis]
     moved = x.transpose(order)
     flat = moved.reshape(*moved.shape[: x.ndim - len(axis)], -1)
-    is_it = flat.argmax(-1)[..., None] == xp.arange(flat.shape[-1])
-    return is_it.reshape(moved.shape).transpose([order.index(i) for i in range(x.ndim)])
+    is_other = flat.argmax(-1)[..., None] != xp.arange(flat.shape[-1])
+    return is_other.reshape(moved.shape).transpose([order.index(i) for i in range(x.ndim)])
 
 
 def _from_largest(x: Any, axis: Axes) -> tuple[Array, Array, Array]:
@@ -215,9 +215,9 @@ def _from_largest(x: Any, axis: Axes) -> tuple[Array, Array, Array]:
     x = as_array(x)
     x = x if x.dtype.kind == "f" else x.astype(float)
     axes = normalized_axes("reduction", axis, x.ndim)
-    first = _is_first_largest.apply((x.constant(),), {"axis": axes})
-    largest = sum(where(first, x, 0.0), axes, keepdims=True)
-    others = astype(equal(first, False), x.dtype)
+    is_other = _is_not_first_largest.apply((x.constant(),), {"axis": axes})
+    largest = sum(where(is_other, 0.0, x), axes, keepdims=True)
+    others = astype(is_other, x.dtype)
     centred = mul(sub(x, largest), others)
     return centred, largest, sum(mul(exp(centred), others), axes, keepdims=True)
 
