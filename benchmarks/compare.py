@@ -1,6 +1,7 @@
 """One MAML meta-gradient: mamlnp against PyTorch, JAX and autograd, on the same tensors.
 
     python benchmarks/compare.py [--setting NAME] [--order 1] [--device cuda] [--json FILE]
+        [--against FOLDER]
 
 Needs ``pip install '.[peers]'``; an implementation whose package is missing is left out and said
 so. Every implementation runs in a process of its own, with one thread or with all cores, whichever
@@ -17,6 +18,9 @@ without (see ``products``), each alone, at the faster of two layouts.
 On a CUDA device steps are launched one after another and waited for at the end of a block, whose
 time is taken by events of the device (of JAX, which has none, by the clock). Products are full
 float32 in all of them; with ``--tf32`` TensorFloat-32, and gradients may be further apart.
+
+``--against`` another checkout of mamlnp times that one's steps beside these, and nothing else: what
+a change costs, as the median of the blocks' ratios.
 """
 
 from __future__ import annotations
@@ -752,7 +756,7 @@ def _prepare(name: str, tf32: bool) -> contextlib.AbstractContextManager[Any]:
 
 def on_host(x: Any) -> np.ndarray:
     """An array of any framework's as NumPy's; waits for it."""
-    if hasattr(x, "cpu"):
+    if type(x).__module__ == "torch":
         x = x.detach().cpu()
     return x.numpy() if hasattr(x, "numpy") else np.asarray(x)
 
@@ -786,6 +790,8 @@ ON_CUDA: dict[str, Callable[[Arrays, Setting, int], Step]] = {
     ),
 }
 OTHERS = {"reference": reference, "floor": floor}
+OURS = "mamlnp compiled", "mamlnp eager"
+BEFORE = ", before"  # of the other checkout
 
 
 def usable_cores() -> int:
@@ -842,6 +848,7 @@ class Worker:
         folder: Path,
         limit: float,
         device: list[str],
+        against: Path | None = None,
     ) -> None:
         self.name, self.cores, self.folder, self.limit = name, cores, folder, limit
         self.times: list[float] = []
@@ -856,11 +863,13 @@ class Worker:
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the device is everybody's
             "CUPY_TF32": "1" if "--tf32" in device else "0",
         }
+        if name.endswith(BEFORE):
+            environment["PYTHONPATH"] = str(against)
         command = [sys.executable, __file__, "--setting", setting, "--order", str(order), *device]
         folder.mkdir()
         with (folder / "errors").open("w") as errors:
             self.process = subprocess.Popen(
-                [*command, "--work", name, str(folder)],
+                [*command, "--work", name.removesuffix(BEFORE), str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -936,7 +945,7 @@ def compare(setting: str, order: int, options: argparse.Namespace) -> list[dict[
 
         def start(name: str, cores: int, limit: float = threading.TIMEOUT_MAX) -> Worker:
             folder = Path(scratch) / f"{name} {cores}"
-            worker = Worker(name, setting, order, cores, folder, limit, device)
+            worker = Worker(name, setting, order, cores, folder, limit, device, options.against)
             stack.callback(worker.end)
             return worker
 
@@ -953,11 +962,15 @@ def compare(setting: str, order: int, options: argparse.Namespace) -> list[dict[
         floor = start("floor", usable_cores())
         workers: list[Worker] = []
         every = IMPLEMENTATIONS if options.device == "cpu" else ON_CUDA
-        for name in options.implementation or every:
+        chosen = options.implementation or every
+        if options.against:
+            chosen = [name + end for name in OURS for end in ("", BEFORE)]
+        for name in chosen:
             if SETTINGS[setting]["net"] == "mlp" and ("patches" in name or name == "jax map"):
                 continue
+            cores = {w.name + BEFORE: w.cores for w in workers}.get(name)
             try:
-                worker = fastest(name)
+                worker = start(name, cores, options.limit) if cores else fastest(name)
                 worker.apart = distance(saved_gradient(worker), saved_gradient(exact))
                 if not worker.apart < agreement:
                     raise LeftOutError(f"its meta-gradient is off by {worker.apart:.1e}")
@@ -972,7 +985,7 @@ def compare(setting: str, order: int, options: argparse.Namespace) -> list[dict[
                 print(f"  {name}: left out ({reason})", flush=True)
         turns = [w for w in (floor, *workers) if not w.times]
         for i in range(options.repeats):
-            for worker in turns:
+            for worker in turns[:: 1 - 2 * (i % 2)]:  # there and back: neither is always first
                 if i % max(1, min(4, options.repeats // 2)) == 0 or worker.seconds < LONG_SECONDS:
                     worker.time()
         for worker in turns:
@@ -994,9 +1007,19 @@ def compare(setting: str, order: int, options: argparse.Namespace) -> list[dict[
             "floor_ms": statistics.median(floor.times),
             "floor_spread_ms": floor.spread(),
             "floor_at_best_rate_ms": 1e3 * flops / floor.ready["rate"],
+            **_change(worker, workers),
         }
         for worker in workers
     ]
+
+
+def _change(worker: Worker, workers: list[Worker]) -> dict[str, float]:
+    """This checkout's time as a multiple of the other's, of blocks that followed each other."""
+    for other in workers:
+        if other.name == worker.name + BEFORE:
+            ratios = [a / b for a, b in zip(worker.times, other.times, strict=True)]
+            return {"times_before": statistics.median(ratios)}
+    return {}
 
 
 def report(rows: list[dict[str, Any]]) -> None:
@@ -1007,6 +1030,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         print(
             f"  {row['implementation']:24}{row['median_ms']:11.3f} ms{row['spread_ms']:10.3f}"
             f"{ratio}{row['cores']:5}{row['peak_mb']:9.0f} MB{row['grad_rel_diff']:11.0e}"
+            + (f"   {row['times_before']:.3f} x before" if "times_before" in row else "")
         )
     if rows:
         print(
@@ -1072,6 +1096,7 @@ def main() -> None:
     parser.add_argument("--implementation", choices=ON_CUDA | IMPLEMENTATIONS, action="append")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tf32", action="store_true", help="products on tensor cores; cuda only")
+    parser.add_argument("--against", type=Path, help="another checkout of mamlnp")
     parser.add_argument("--repeats", type=int, default=20, help="blocks an implementation")
     parser.add_argument("--limit", type=float, default=300, help="seconds to get ready in")
     parser.add_argument("--json", type=Path, help="write the rows here")

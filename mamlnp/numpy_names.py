@@ -16,7 +16,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -214,12 +214,13 @@ def _missing(name: str) -> str:
     return f"{name}: has no derivative rule for Arrays.{nearest} docs/numpy.md lists what there is."
 
 
-def _attribute(self: Array, name: str) -> Any:
-    """What an Array has no other attribute for."""
-    if name.startswith("_"):
-        raise AttributeError(f"'Array' object has no attribute {name!r}")
-    known = hasattr(np.ndarray, name)
-    raise UnavailableError(_missing(f"Array.{name}") if known else f"Array.{name}: is not there.")
+def _unavailable(name: str) -> property:
+    """An attribute that NumPy's arrays have and Arrays have not."""
+
+    def refuse(self: Array) -> NoReturn:
+        raise UnavailableError(_missing(f"Array.{name}"))
+
+    return property(refuse)
 
 
 def _method(name: str, ours: Function | None, numpys: Function | None = None) -> Function:
@@ -728,9 +729,11 @@ _methods: dict[str, Function] = {
     "flatten": lambda self, order="C": np.ravel(self, order),
     "__eq__": lambda a, b: e.less(a, a) if b is None else e.equal(a, b),  # no element is None
     "__ne__": lambda a, b: ~e.less(a, a) if b is None else e.not_equal(a, b),
-    "__getattr__": _attribute,
     "__array_ufunc__": _ufunc,
     "__array_function__": _function,
 }
 for _name, _f in _methods.items():
     setattr(Array, _name, _f)
+for _name in dir(np.ndarray):  # each by itself: with __getattr__ every attribute would take longer
+    if not (_name.startswith("_") or hasattr(Array, _name)):
+        setattr(Array, _name, _unavailable(_name))

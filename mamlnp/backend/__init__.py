@@ -57,7 +57,8 @@ def namespace_of(x: Any) -> Any:
 
 def kernels_of(x: Any) -> Any:
     """The module of kernels for the native array ``x``."""
-    return _kernels_for_numpy if namespace_of(x) is np else _cuda()
+    on_host = x.__class__ is np.ndarray or namespace_of(x) is np
+    return _kernels_for_numpy if on_host else _cuda()
 
 
 def default_namespace() -> Any:

@@ -15,7 +15,7 @@ from numba import njit
 from . import reference
 from .reference import Padding, Size, check_windows, window_counts
 
-PART = 64  # float32 numbers that are added one by one
+PART, SINGLE = 64, np.dtype(np.float32)  # float32 numbers that are added one by one
 COMPILED = {np.dtype(name) for name in ("float32", "float64", "uint8", "int32", "int64")}
 
 
@@ -146,19 +146,26 @@ def put(values: np.ndarray, positions: np.ndarray, shape: tuple[int, ...]) -> np
 def total(x: np.ndarray, axis: tuple[int, ...], keepdims: bool = False) -> np.ndarray:
     """The sum over the axes. NumPy adds float32 numbers pairwise along the axis in which they lie
     one after another, and one by one along others: there, parts of the axis are summed first."""
-    if x.dtype == np.float32 and x.size > PART:
-        last = x.ndim
-        while last - 1 in axis and x.flags.c_contiguous:
-            last -= 1
-        far = max((a for a in axis if a < last), key=x.shape.__getitem__, default=0)
-        count = x.shape[far] // PART if far in axis and far < last else 0
-        if count:
-            before = (slice(None),) * far
-            parts = x[(*before, slice(count * PART))]
-            parts = parts.reshape(*x.shape[:far], count, PART, *x.shape[far + 1 :]).sum(far + 1)
-            rest = x[(*before, slice(count * PART, None))].sum(far, keepdims=True)
-            return total(np.concatenate([parts, rest], far), axis, keepdims)
-    return np.asarray(x.sum(axis=axis, keepdims=keepdims))
+    if x.size > PART and x.dtype is SINGLE:
+        for a in axis:
+            if x.shape[a] > PART:
+                return _long_total(x, axis, keepdims)
+    return x.sum(axis=axis, keepdims=keepdims)
+
+
+def _long_total(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> np.ndarray:
+    last = x.ndim
+    while last - 1 in axis and x.flags.c_contiguous:
+        last -= 1
+    far = max((a for a in axis if a < last), key=x.shape.__getitem__, default=0)
+    count = x.shape[far] // PART if far in axis and far < last else 0
+    if not count:
+        return x.sum(axis=axis, keepdims=keepdims)
+    before = (slice(None),) * far
+    parts = x[(*before, slice(count * PART))]
+    parts = parts.reshape(*x.shape[:far], count, PART, *x.shape[far + 1 :]).sum(far + 1)
+    rest = x[(*before, slice(count * PART, None))].sum(far, keepdims=True)
+    return total(np.concatenate([parts, rest], far), axis, keepdims)
 
 
 @_compiled
