@@ -9,6 +9,8 @@ from typing import Any
 
 from .errors import ShapeError
 
+SEQUENCES = (tuple, list)  # once: tuple | list takes longer to make than to ask
+
 
 def map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """``f`` of every leaf of ``tree`` (and the leaves at the same places of ``rest``), as a tree.
@@ -19,6 +21,8 @@ def map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     >>> map(lambda a, b: a + b, {"w": 1, "b": (2, 3)}, {"w": 10, "b": (20, 30)})
     {'w': 11, 'b': (22, 33)}
     """
+    if not rest:
+        return _each(f, tree)
     if isinstance(tree, dict):
         for other in rest:
             if not isinstance(other, dict) or other.keys() != tree.keys():
@@ -102,11 +106,22 @@ def broadcast(prefix: Any, tree: Any) -> Any:
     return map(lambda _: prefix, tree)
 
 
+def _each(f: Callable[[Any], Any], tree: Any) -> Any:
+    """f of every leaf of one tree, which every compiled call asks for: plain dicts come first."""
+    if type(tree) is dict:
+        return {k: _each(f, child) for k, child in tree.items()}
+    if isinstance(tree, dict):
+        return _like(tree, {k: _each(f, child) for k, child in tree.items()})
+    if isinstance(tree, SEQUENCES):
+        return _like(tree, [_each(f, child) for child in tree])
+    return None if tree is None else f(tree)
+
+
 def _collect(tree: Any, out: list[Any]) -> None:
     if isinstance(tree, dict):
         for child in tree.values():
             _collect(child, out)
-    elif isinstance(tree, tuple | list):
+    elif isinstance(tree, SEQUENCES):
         for child in tree:
             _collect(child, out)
     elif tree is not None:

@@ -266,7 +266,7 @@ def _flatten(x: Tree, leaves: list[Array], kinds: list[Any]) -> None:
         kinds.append((kind, *x))
         for child in x.values():
             _flatten(child, leaves, kinds)
-    elif isinstance(x, tuple | list):
+    elif isinstance(x, tree.SEQUENCES):
         kinds.append((kind, len(x)))
         for child in x:
             _flatten(child, leaves, kinds)

@@ -31,6 +31,7 @@ TEST_SHOTS = (5, 10, 20)
 TEST_QUERIES = 100
 FINE_TUNING_LRS = (0.02, 0.01, 0.005, 0.002, 0.001, 0.0005)
 TEST_SEED = 2017
+CHUNK = 100  # tasks validated at once, whose numbers fit the processor's cache
 NETWORK = nn.mlp((1, 40, 40, 1))
 ORACLE = nn.mlp((3, 40, 40, 1))  # is told amplitude and phase beside x
 
@@ -169,7 +170,6 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
     ranks = world()
     optimizer, plain = optim.adam(config.meta_lr), optim.adam(1e-3)
     validation = loop.placed(_validation_tasks(config, waves))
-    how: dict[str, Any] = {"chunks": 1, "compiled": not config.eager}
 
     def meta_step(inner_steps: int, *, compiled: bool) -> Any:
         return parallel.meta_step(
@@ -193,7 +193,8 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
     def errors(params: Any, task: Task) -> Any:
         return adaptation_scores(loss, _error, params, task, steps=STEPS, inner_lr=config.inner_lr)
 
-    scores = scorer(errors, **how, ranks=ranks)
+    chunks = config.validation_tasks // (CHUNK * ranks.size) if config.device == "cpu" else 1
+    scores = scorer(errors, chunks=max(1, chunks), compiled=not config.eager, ranks=ranks)
     pretrain, train_oracle = (_regression_step(network, plain) for network in (NETWORK, ORACLE))
     if not config.eager:
         pretrain, train_oracle = (compile(f, check=False) for f in (pretrain, train_oracle))
@@ -231,9 +232,8 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
         inner_steps, task, flat, flat_told = drawn
         state, numbers = maml_step(meta_steps[inner_steps], state, task)
         if flat is not None:
-            with one_blas_thread():  # for products this small, more would wait for each other
-                state["pretrained"] = pretrain(state["pretrained"], flat)
-                state["oracle"] = train_oracle(state["oracle"], flat_told)
+            state["pretrained"] = pretrain(state["pretrained"], flat)
+            state["oracle"] = train_oracle(state["oracle"], flat_told)
         return state, numbers
 
     def eager_step(state: dict[str, Any], drawn: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -246,17 +246,18 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
         score = float(means[[1, 5, 10]].mean())
         return score if np.isfinite(score) else float("inf"), shown
 
-    loop.train(
-        run,
-        config,
-        init=init,
-        draw=draw,
-        step=step,
-        eager_step=eager_step,
-        validate=validate,
-        resume=resume,
-        ranks=ranks,
-    )
+    with one_blas_thread():  # for products this small, more would wait for each other
+        loop.train(
+            run,
+            config,
+            init=init,
+            draw=draw,
+            step=step,
+            eager_step=eager_step,
+            validate=validate,
+            resume=resume,
+            ranks=ranks,
+        )
     if ranks.writes:
         plots.learning_curve(
             run, ["train_loss", "validation_1_steps", "validation_10_steps"], "mean squared error"
