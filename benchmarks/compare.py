@@ -964,7 +964,7 @@ def compare(setting: str, order: int, options: argparse.Namespace) -> list[dict[
         every = IMPLEMENTATIONS if options.device == "cpu" else ON_CUDA
         chosen = options.implementation or every
         if options.against:
-            chosen = [name + end for name in OURS for end in ("", BEFORE)]
+            chosen = [name + end for name in options.implementation or OURS for end in ("", BEFORE)]
         for name in chosen:
             if SETTINGS[setting]["net"] == "mlp" and ("patches" in name or name == "jax map"):
                 continue
