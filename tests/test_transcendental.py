@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mamlnp as ml
-from mamlnp.backend import generated
+from mamlnp.backend import generated, machine_code
 from mamlnp.backend.generated import EXPRESSIONS, HOST, LoopNest, Operand, Result, Value
 
 DTYPES = {"f4": np.float32, "f8": np.float64}
@@ -193,9 +193,7 @@ def test_the_loop_is_vectorised(name, code):
     nest = LoopNest(1, (operand,) * count, (), (value,), (Result(("v", 0), operand, ""),))
     text = generated.source(nest)
     assert re.search(rf"\b{name}_{code}\(", text)
-    space: dict = {}
-    exec(compile(text.replace("cache=True, ", ""), "kernel", "exec"), space)
-    llvm = space["kernel"].inspect_llvm()
+    llvm = machine_code.made(text, "kernel", f"kernel_{name}_{code}").described()
     vectors = re.findall(r"<(\d+) x (?:float|double)>", llvm)
     assert vectors, "nothing was vectorised"
     library = re.findall(r"call [^\n]*@(?:llvm\.)?(exp|expm1|log|log1p|tanh|pow)f?[\.\(]", llvm)

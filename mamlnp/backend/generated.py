@@ -8,14 +8,11 @@ and inner step that do the same.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import importlib.util
 import inspect
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +22,7 @@ import numba
 import numpy as np
 
 from ..errors import MissingPackageError
-from . import memory, replay, transcendental
+from . import machine_code, memory, replay, transcendental
 
 CODES = {np.dtype(t): t for t in ("f4", "f8", "i8", "b1")}
 
@@ -151,11 +148,9 @@ POWERS = {
 HEADER = '''"""A kernel of mamlnp, generated; safe to delete. Backend {backend}."""
 import math
 import numpy as np
-from numba import cfunc, int64, njit, void
 from mamlnp.backend.memory import *  # noqa: F403
 f4, f8, i8, b1, u1 = np.float32, np.float64, np.int64, np.bool_, np.uint8
 '''
-DECORATOR = '\n\n@cfunc(void(int64), cache=True, error_model="numpy")\n'
 FIXED = """from mamlnp.backend.replay import gemm_{gemm} as gemm
 load, store, number, zero, width = load_{code}, store_{code}, {code}, {code}(0), {width}
 """
@@ -264,7 +259,7 @@ def source(nest: LoopNest, long: bool = False) -> str:
     if any(HOST[v.op] != EXPRESSIONS[v.op] and v.exponent is None for v in nest.values):
         header += "from mamlnp.backend.transcendental import *  # noqa: F403\n"
         lines.insert(0, "    wide_vectors()")
-    return header + DECORATOR + "def kernel(row):\n" + "\n".join(lines) + "\n"
+    return header + "\n\ndef kernel(row):\n" + "\n".join(lines) + "\n"
 
 
 def is_float32_sum(result: Result) -> bool:
@@ -387,7 +382,8 @@ def _cast(code: str, text: str) -> str:
 @functools.cache
 def _stamp() -> str:
     """Kernels compiled for another version of what they import are other kernels."""
-    texts = (inspect.getsource(module).encode() for module in (memory, replay, transcendental))
+    modules = machine_code, memory, replay, transcendental
+    texts = (inspect.getsource(module).encode() for module in modules)
     return hashlib.sha256(b"".join(texts)).hexdigest()[:8]
 
 
@@ -422,9 +418,8 @@ def fixed(name: str, code: str, wide: bool = True) -> int:
     gemm = (code if code in ("f4", "f8") else "f4") + ("" if wide else "_narrow")
     names = FIXED.format(gemm=gemm, code=code, width=int(code[1]))
     text = HEADER.format(backend=_stamp()) + names
-    for helper in (replay.gather, replay.scatter):
-        text += "\n\n@njit\n" + inspect.getsource(helper)
-    text += DECORATOR + inspect.getsource(getattr(replay, name))
+    for part in (replay.gather, replay.scatter, getattr(replay, name)):
+        text += "\n\n" + inspect.getsource(part)
     return _compiled(text, name)
 
 
@@ -435,17 +430,24 @@ def _compiled(text: str, function: str) -> int:
             "NUMBA_DISABLE_JIT: is set, and without numba's compiler no compiled function can run. "
             "Unset it, or run eagerly: leave compile out, and give a training --eager."
         )
-    name = f"{function}_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
-    path = cache_folder() / f"{name}.py"
-    if not path.exists():
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as partial:
-            partial.write(text)
-        with contextlib.suppress(FileExistsError):  # another process was first: keep its time stamp
-            os.link(partial.name, path)
-        os.unlink(partial.name)
-    spec = importlib.util.spec_from_file_location(f"mamlnp_kernels.{name}", path)
-    assert spec is not None and spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return getattr(module, function).address
+    known = text + machine_code.machine()
+    symbol = f"{function}_{hashlib.sha256(known.encode()).hexdigest()[:20]}"
+    path = cache_folder() / symbol
+    if path.exists():
+        library = machine_code.loaded(path.read_bytes(), symbol)
+    else:
+        library = machine_code.made(text, function, symbol)
+        _write(path.with_suffix(".py"), text.encode())  # to be read by people alone
+        _write(path, library.saved())
+    _libraries.append(library)
+    return library.address
+
+
+_libraries: list[machine_code.Library] = []  # whose code is called
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All of a file or nothing, whoever else writes it."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
+        partial.write(content)
+    os.replace(partial.name, path)

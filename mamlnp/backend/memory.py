@@ -17,9 +17,6 @@ from numba.extending import intrinsic
 
 RESULTS = 8  # the most results a kernel can have
 
-# Of functions that Python never calls: without what would let it, they take less time to compile.
-ONLY_FOR_KERNELS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-
 _TYPES: dict[str, tuple[Any, Any]] = {
     "f4": (types.float32, ir.FloatType()),
     "f8": (types.float64, ir.DoubleType()),

@@ -12,7 +12,6 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from .memory import (
-    ONLY_FOR_KERNELS,
     apart,
     free,
     load_f4,
@@ -360,7 +359,6 @@ def class_labels(row: int) -> None:
             store_i8(flag, 0, 2, 1)
 
 
-@njit(**ONLY_FOR_KERNELS)
 def drain(sums, more, count):  # type: ignore[no-untyped-def]
     """Add float32 sums to others of float64, and begin them anew."""
     apart()
@@ -369,7 +367,6 @@ def drain(sums, more, count):  # type: ignore[no-untyped-def]
         store_f4(sums, i, 1, np.float32(0))
 
 
-@njit(**ONLY_FOR_KERNELS)
 def refill(sums, more, count):  # type: ignore[no-untyped-def]
     """The float64 sums with what was not added yet, as float32; their memory is given back."""
     apart()
