@@ -64,7 +64,6 @@ def test_version_names_what_results_depend_on(capsys: pytest.CaptureFixture[str]
         (["bogus"], "'bogus' is not a command"),
         (["train", "bogus"], "train: bogus is not an experiment"),
         (["evaluate", "nowhere"], "nowhere: there is no such folder"),
-        (["evaluate", "sine"], "sine: is scored beside its baselines"),
         (["train", "omniglot", "--preset", "today5w1s"], "no 'today5w1s' of omniglot. Near it are"),
         (["train", "sine", "--out", "file/run"], "file/run: cannot be read or written"),
         (["train", "sine", "--resume", "nowhere"], "nowhere: there is no such folder"),

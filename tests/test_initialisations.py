@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,20 @@ def test_the_sine_is_as_good_as_it_says(steps: int) -> None:
     ).numpy()
     said = score(model.about, "sine 5-shot", "MAML", steps)
     assert abs(found.mean() - said["mean"]) < 3 * np.sqrt(3) * said["ci95"]
+
+
+def test_the_sine_is_scored_without_the_baselines_that_it_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source in ("sine", "sine"):  # the second time its run is there
+        run = initialisations.as_run(source)
+        config = sine.Config(validation_tasks=20)
+        table, text = sine.evaluate(config, run, sine.load(config), tasks=50)
+        assert {row.method for row in table} == {"MAML", "random init", *sine.PAPER}
+        assert "pretrained 0" not in text and (tmp_path / "runs/sine/fits.png").exists()
+    (found,) = (r for r in table if (r.setting, r.method, r.steps) == ("sine 5-shot", "MAML", 10))
+    assert found.mean < 0.6
 
 
 @pytest.mark.skipif(DATA is None, reason="MAMLNP_DATA does not name a folder with Omniglot")

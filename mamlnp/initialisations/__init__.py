@@ -85,8 +85,7 @@ def as_run(source: str | os.PathLike[str]) -> Run:
     """A run's folder to score: of a name or an exported file, one made in the folder runs.
 
     Raises:
-        DataError: there is no such thing, it is damaged, it is of sine, whose baselines are in a
-            run's folder alone, or the folder to make is another run's.
+        DataError: there is no such thing, it is damaged, or the folder to make is another run's.
     """
     path = Path(os.path.expanduser(source))
     if path.is_dir():
@@ -99,14 +98,11 @@ def as_run(source: str | os.PathLike[str]) -> Run:
     file = _file(source, path)
     load(source)  # refuses what is no learner
     saved = read_checkpoint(file)
-    if saved.experiment == "sine":
-        raise DataError(
-            f"{source}: is scored beside its baselines, which an exported file does not hold. "
-            "Train a run with: mamlnp train sine"
-        )
     module, folder = experiment(saved.experiment, file), Path("runs") / file.stem
     config = config_as(module.Config, saved.config, os.fspath(file), saved.versions)
     state = {"params": saved.arrays["params"]}
+    if saved.experiment == "sine":  # whose state has the baselines beside it
+        state = {"maml": state}
     if not folder.is_dir():
         run = create_run(saved.experiment, config, folder)
         meta = {key: saved.meta[key] for key in ("best", "wall_seconds")}

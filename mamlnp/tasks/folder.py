@@ -59,6 +59,8 @@ def load_folder(
     Returns:
         Classes in sorted order, their images sorted by file name, uint8 (N, size, size, channels).
 
+    Warns of files that are no images, and are left out.
+
     Raises:
         DataError: where files are missing or damaged, a class is empty or in two splits, or there
             are fewer than three classes.
@@ -72,8 +74,11 @@ def load_folder(
         )
     if folders:
         splits = {split: read_classes(folder) for split, folder in folders.items()}
+        parts = zip(folders.values(), splits.values(), strict=True)
+        say_left_out(root, (folder / name for folder, found in parts for name in found))
     else:
         found = read_classes(root)
+        say_left_out(root, (root / name for name in found))
         if classes is None:
             chosen = _drawn(root, list(found), split_seed)
         else:
@@ -97,8 +102,7 @@ def read_support(
     """
     root = existing_folder(folder)
     found = read_classes(root)
-    for name in found:
-        say_left_out(root / name, images_in(root / name))
+    say_left_out(root, (root / name for name in found))
     images = decode(list(itertools.chain(*found.values())), size=size, channels=channels)
     labels = np.repeat(np.arange(len(found)), [len(sources) for sources in found.values()])
     return images, labels, tuple(found)
@@ -121,7 +125,7 @@ def read_query(
     found = images_in(root, below=True)
     if not found:
         raise _nothing_in(root, "images", "Put some there")
-    say_left_out(root, found, below=True)
+    say_left_out(root, [root], below=True)
     images = decode(list(found.values()), size=size, channels=channels)
     return images, [root / name for name in found]
 

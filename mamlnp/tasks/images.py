@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import logging
 import os
 import tempfile
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from ..errors import DataError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+SYSTEMS = ("__MACOSX", "Thumbs.db", "desktop.ini")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 PNG = b"\x89PNG\r\n\x1a\n"  # how one begins
 TURNS: dict[Any, Image.Transpose] = {  # by EXIF's number for how the camera was held
@@ -221,7 +223,7 @@ def is_hidden(name: str) -> bool:
     >>> is_hidden("cat/1.jpg"), is_hidden("cat/.DS_Store"), is_hidden("__MACOSX/cat/1.jpg")
     (False, True, True)
     """
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return any(part.startswith(".") or part in SYSTEMS for part in name.split("/"))
 
 
 def images_in(folder: Path, *, below: bool = False) -> dict[str, Source]:
@@ -265,16 +267,21 @@ def _walked(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> It
                 yield from _walked(folder / entry.name, above | {here})
 
 
-def say_left_out(folder: Path, found: Iterable[str], *, below: bool = False) -> None:
-    """Warn of a folder's files that were not taken, as they do not end like images."""
-    taken = set(found)
-    paths = _walked(folder) if below else (path for path in folder.iterdir() if path.is_file())
-    every = (path.relative_to(folder).as_posix() for path in paths)
-    names = sorted(name for name in every if name not in taken and not is_hidden(name))
+def say_left_out(root: Path, folders: Iterable[Path], *, below: bool = False) -> None:
+    """Warn of the files in some of root's folders that are not taken, as they do not end like
+    images; ``below``: in the folders' folders too."""
+    paths = itertools.chain.from_iterable(
+        _walked(folder) if below else folder.iterdir() for folder in folders
+    )
+    names = sorted(
+        path.relative_to(root).as_posix()
+        for path in paths
+        if not (_is_image(path.name) or is_hidden(path.name)) and path.is_file()
+    )
     if names:
         more = f" and {len(names) - 3} others" if len(names) > 3 else ""
         warnings.warn(
-            f"{folder}: {', '.join(names[:3])}{more} left out, as images are files that end in "
+            f"{root}: {', '.join(names[:3])}{more} left out, as images are files that end in "
             f"{', '.join(SUFFIXES)}. Convert what is an image.",
             stacklevel=3,
         )
