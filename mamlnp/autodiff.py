@@ -13,6 +13,7 @@ import builtins
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,12 +77,14 @@ class _Trace:
         out: what the function returned; constants unless something older is being differentiated.
         targets: the aliases, flat.
         outputs: the recorded Arrays in the function's result, flat.
+        lost: the last op without a derivative that took something recorded; "" if none did.
     """
 
     def __init__(self, where: str, f: Callable[..., Any], primals: dict[int, Tree]) -> None:
         aliases = _aliases(where, primals)
         self.targets: list[Array] = tree.leaves(aliases)
         outer, recording.on = recording.on, True
+        lost, recording.lost = recording.lost, ""
         try:
             out = f(*aliases.values())
         except ValueError as error:
@@ -90,6 +93,7 @@ class _Trace:
             raise
         finally:
             recording.on = outer
+            self.lost, recording.lost = recording.lost, recording.lost or lost
         self.outputs = tree.leaves(out)
         self.encloses = self._collect()
         self._enclosed = self.encloses and outer
@@ -275,7 +279,7 @@ def value_and_grad(
     argnums: int | tuple[int, ...] = 0,
     *,
     has_aux: bool = False,
-    strict: bool = False,
+    strict: bool | None = False,
 ) -> Callable[..., Any]:
     """A function that gives f's value and its gradient (docs, equation 1.3).
 
@@ -285,7 +289,8 @@ def value_and_grad(
         argnums: which arguments to differentiate by; a tuple gives a tuple of gradients.
         has_aux: whether f returns a second thing, which is handed through.
         strict: raise if f does not depend on a leaf, instead of giving zeros: neither does what it
-            reaches only through argmax, a comparison, sign or another op without a derivative.
+            reaches only through argmax, a comparison, sign or another op without a derivative. If
+            it depends on nothing but through one of these, a warning says so (not with None).
 
     Raises:
         ShapeError: f's result has not one element.
@@ -315,6 +320,12 @@ def value_and_grad(
         trace = _Trace("grad", scalar, primals)
         value = trace.out[0] if has_aux else trace.out
         cts = trace.pull([ones_like(value)], once=True)
+        if strict is False and trace.lost and not any(ct is not None for ct in cts):
+            warnings.warn(
+                f"grad: the result depends on no argument but through {trace.lost}, which has no "
+                "derivative: its gradient is 0. strict=True makes this an error.",
+                stacklevel=3,
+            )
         if strict:
             for (path, _), ct in zip(tree.items(primals), cts, strict=True):
                 if ct is None:
@@ -334,7 +345,7 @@ def grad(
     argnums: int | tuple[int, ...] = 0,
     *,
     has_aux: bool = False,
-    strict: bool = False,
+    strict: bool | None = False,
 ) -> Callable[..., Any]:
     """A function that gives f's gradient, or with ``has_aux`` (gradient, aux).
 
@@ -387,7 +398,7 @@ def hvp(f: Callable[..., Any], primal: Tree, tangent: Tree) -> Tree:
     Array([  6., 120.])
     """
     v = tree.map(_fitted("hvp: the tangent", "argument"), primal, tangent)
-    return grad(lambda x: dot(grad(f)(x), v))(primal)
+    return grad(lambda x: dot(grad(f)(x), v), strict=None)(primal)  # f may be linear
 
 
 def dot(a: Tree, b: Tree) -> Array:

@@ -36,15 +36,18 @@ serials = itertools.count(1)
 class _Recording(threading.local):
     """Are results of this thread linked to their inputs? Off where no function is being
     differentiated, and while a pullback runs whose result nobody differentiates; on in a thread
-    that such a function may have started. And are they held to be finite?"""
+    that such a function may have started. What op without a derivative came last to what is being
+    differentiated? And are results held to be finite?"""
 
     finite = False
 
     def __init__(self) -> None:
         self.on = threading.current_thread() is not threading.main_thread()
+        self.lost = ""
 
 
 recording = _Recording()
+OF_SHAPES = {"ones_like", "zeros_like", "numbering"}  # whose results depend on no element
 
 
 class Op:
@@ -176,8 +179,11 @@ class Op:
             value = xp.asarray(value)
         if recording.finite and xp is not None:
             self._check_finite(xp, value, values, args)
-        if tracked and self.differentiable and recording.on:
-            return Array(value, self, args, params or NOTHING, next(serials))
+        if tracked and recording.on:
+            if self.differentiable:
+                return Array(value, self, args, params or NOTHING, next(serials))
+            if self.name not in OF_SHAPES:
+                recording.lost = self.name
         return Array(value)
 
     def _check_finite(self, xp: Any, value: Any, values: list[Any], args: tuple[Any, ...]) -> None:
