@@ -734,6 +734,7 @@ _methods: dict[str, Function] = {
 }
 for _name, _f in _methods.items():
     setattr(Array, _name, _f)
-for _name in dir(np.ndarray):  # each by itself: with __getattr__ every attribute would take longer
+# Each by itself: with __getattr__ every attribute would take longer. The last ones are NumPy 1's.
+for _name in [*dir(np.ndarray), "itemset", "newbyteorder", "ptp"]:
     if not (_name.startswith("_") or hasattr(Array, _name)):
         setattr(Array, _name, _unavailable(_name))
