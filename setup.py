@@ -33,7 +33,7 @@ setup(
     package_data={"mamlnp": ["py.typed", "initialisations/*.safetensors", "backend/*.cu"]},
     install_requires=[
         "numpy>=2.1",
-        "numba>=0.60",
+        "numba>=0.61",
         "matplotlib>=3.9",
         "pillow>=10.3",
         "tyro>=0.9.2",

@@ -2,10 +2,11 @@
 
     python benchmarks/transcendentals.py [--json FILE]
 
-For each op, float type and size, two ratios compiled / eager, medians of interleaved blocks in one
+For each op, float type and size, ratios compiled / eager, medians of interleaved blocks in one
 process, in its processor time, which others on the machine do not change much: of the op alone,
-where a replay's own cost (some microseconds, the same for a plan of any size) counts in full, and
-of a chain of eight of it, each with a product and a sum, as in a network.
+where a replay's own cost (some microseconds, the same for a plan of any size) counts in full; of
+its elements alone, less what either way takes for one; and of a chain of eight of it, each with a
+product and a sum, as in a network.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ OPS = {
 }
 SIZES = (1_024, 16_384, 262_144)
 BLOCKS, SECONDS = 41, 2e-3
+WAYS = "compiled", "eager"
 
 
 def chain(f: Any) -> Any:
@@ -75,9 +77,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows here")
     options = parser.parse_args()
     rows = []
-    print(f"{'op':18} {'type':8} {'size':>8} {'alone us':>18} {'ratio':>6} {'chain us':>18} ratio")
+    print(
+        f"{'op':18} {'type':8} {'size':>8} {'alone us':>18} {'ratio':>6} {'elements':>8}"
+        f" {'chain us':>18} ratio"
+    )
     for name, f in OPS.items():
         for dtype in (np.float32, np.float64):
+            of_one = ratio(f, ml.array(np.full(1, 1.5, dtype)))
             for size in SIZES:
                 x = ml.array(np.random.default_rng(0).uniform(0.5, 2.5, size).astype(dtype))
                 row = {"op": name, "type": dtype.__name__, "size": size}
@@ -85,13 +91,19 @@ def main() -> None:
                     compiled, eager = ratio(g, x)
                     row |= {f"{what}_compiled_s": compiled, f"{what}_eager_s": eager}
                     row[f"{what}_ratio"] = compiled / eager
+                elements = [row[f"alone_{w}_s"] - one for w, one in zip(WAYS, of_one, strict=True)]
+                row["elements_ratio"] = elements[0] / elements[1]
                 rows.append(row)
-                shown = " ".join(
+                alone, chained = (
                     f"{1e6 * row[f'{what}_compiled_s']:8.1f} /{1e6 * row[f'{what}_eager_s']:8.1f} "
                     f"{row[f'{what}_ratio']:6.2f}"
                     for what in ("alone", "chain")
                 )
-                print(f"{name:18} {dtype.__name__:8} {size:8} {shown}", flush=True)
+                print(
+                    f"{name:18} {dtype.__name__:8} {size:8} {alone} {row['elements_ratio']:8.2f} "
+                    f"{chained}",
+                    flush=True,
+                )
     if options.json:
         with atomic_write(options.json) as partial:
             partial.write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1) + "\n")
