@@ -148,7 +148,7 @@ class _Trace:
         for x, ct in zip(self.outputs, cts, strict=False):
             if ct is not None and self.depends(x):
                 sums[x.serial] = add(sums[x.serial], ct) if x.serial in sums else ct
-        outer, recording.on = recording.on, recording.on and record
+        outer, recording.on, lost = recording.on, recording.on and record, recording.lost
         try:
             for serial in reversed(self._order):
                 node = self._nodes.pop(serial) if once else self._nodes[serial]
@@ -157,7 +157,7 @@ class _Trace:
                 if once:
                     node.forget()
         finally:
-            recording.on = outer
+            recording.on, recording.lost = outer, lost  # a rule may compare: a relu's slope is 0
         found = [sums.get(serial) for serial in self._ends]
         return found if record else [_constant(ct) for ct in found]
 

@@ -53,7 +53,7 @@ def max_pool2d(x: Any, size: int | Pair = 2, stride: int | None = None) -> Array
         stride: in pixels; the window's height if None.
     """
     x, size, stride = _checked("max_pool2d", x, size, stride)
-    return take(x, pool_positions(x, size=size, stride=stride))
+    return take(x, pool_positions(x.constant(), size=size, stride=stride))
 
 
 def avg_pool2d(x: Any, size: int | Pair = 2, stride: int | None = None) -> Array:
