@@ -310,14 +310,13 @@ def compared(index: int) -> dict[str, Any]:
         parts = jax.tree_util.tree_map(lambda x, y: (x * y).sum(), a, b)
         return sum(jax.tree_util.tree_leaves(parts))
 
-    place = functools.partial(ml.tree.map, jax.numpy.asarray)
-    theirs = jax.jit(networks.derivatives(j, inner, problem, jax.grad))
-    right = theirs(place(params), place(data), place(directions))
+    theirs = networks.derivatives(j, inner, problem, jax.grad)
+    right = networks.by_jax(theirs, params, data, directions)
     for order, (a, b, c) in enumerate(zip(right, eager[0], replayed[0], strict=True)):
         found[f"order {order}, eager"] = differences(b, a)
         found[f"order {order}, compiled"] = differences(c, a)
     if with_meta:
-        right = jax.jit(networks.jax_meta_gradient(j, problem, 1))(*map(place, (params, *tasks)))
+        right = networks.by_jax(networks.jax_meta_gradient(j, problem, 1), params, *tasks)
         for form, got in zip(("eager", "compiled"), (eager[1:], replayed[1:]), strict=True):
             found |= {f"meta-gradient, {form}": differences(x, right) for x in got}
     return {"what": f"program {index}", "text": text, "differences": found}
