@@ -398,7 +398,7 @@ def hvp(f: Callable[..., Any], primal: Tree, tangent: Tree) -> Tree:
     Array([  6., 120.])
     """
     v = tree.map(_fitted("hvp: the tangent", "argument"), primal, tangent)
-    return grad(lambda x: dot(grad(f)(x), v), strict=None)(primal)  # f may be linear
+    return grad(lambda x: dot(grad(f)(x), v), strict=None)(primal)  # f may be linear in pieces
 
 
 def dot(a: Tree, b: Tree) -> Array:

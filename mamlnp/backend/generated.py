@@ -279,7 +279,7 @@ def _innermost(nest: LoopNest, first: str, last: str) -> list[str]:
     exact = HOST | {name: EXPRESSIONS[name] for name in PERIODIC}
     return [
         f"for start in range({first}, {last}, {ASKED}):",
-        f"    stop = start + {ASKED} if start + {ASKED} < {last} else {last}",
+        f"    stop = min(start + {ASKED}, {last})",
         "    far = 0",
         *(f"    {line}" for line in loop("start", "stop", _asking(nest))),
         "    if far:",
@@ -326,7 +326,7 @@ def expressions(
         text = text.replace("ZERO", f"{value.within}(0)").replace("ONE", f"{value.within}(1)")
         if "LOWEST" in text:
             text = text.replace("LOWEST", f"{value.within}({np.finfo(value.within).min})")
-        is_so = value.code == value.within in ("f4", "f8")  # a cast would take time to compile
+        is_so = value.code == value.within in ("f4", "f8")  # it has that type already
         values.append((f"v{i}", value.code, text if is_so else _cast(value.code, text)))
         codes[f"v{i}"] = value.code
     results: list[Expression] = []

@@ -44,6 +44,7 @@ CASTS = {
     np.bool_: types.boolean,
     np.uint8: types.uint8,
     int: types.int64,
+    float: types.float64,
     np.int64: types.int64,
     np.float32: types.float32,
     np.float64: types.float64,
@@ -208,7 +209,7 @@ class _Function:
         return self.constant(x.value)
 
     def constant(self, x: Any) -> Value:
-        kind = {float: types.float64}.get(type(x)) or CASTS[type(x)]
+        kind = CASTS[type(x)]
         return Value(kind, NATIVE[kind](float(x) if kind in FLOATS else int(x)))
 
     def _Name(self, x: ast.Name) -> Value:  # noqa: N802
