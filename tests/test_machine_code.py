@@ -55,7 +55,8 @@ def kernel(row):
     store_f8(row, 4, 1, f8(x))
     store_f8(row, 5, 1, a / b if a != a or b > 0.5 else math.sqrt(abs(a)))
     store_f8(row, 6, 1, math.sin(a) + math.pow(abs(a), 0.3) + math.expm1(f8(x != x)))
-    store_i8(row, 7, 1, math.isfinite(x) + i8(bool(a)) * 2 + i8(x < x) * 4 + i8(x != x) * 8 + 16 * i8(bool(x)))
+    store_i8(row, 7, 1, math.isfinite(x) + i8(bool(a)) * 2 + i8(x < x) * 4)
+    store_i8(row, 10, 1, i8(x != x) + 2 * i8(bool(x)))
     store_f8(row, 8, 1, np.inf if a < b else -np.inf)
     store_i8(row, 9, 1, i8(a * 1.5))
 """,
