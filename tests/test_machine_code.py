@@ -2,6 +2,8 @@
 
 import ctypes
 import hashlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -133,6 +135,30 @@ def test_what_was_saved_is_the_same_code():
         rows.append(row)
     np.testing.assert_array_equal(*rows)
     assert rows[0][11:14].tolist() == [2 * 3 + 11, 2 * 3 + 12, 2 * 3 + 13]
+
+
+def test_threads_that_read_at_once():
+    """Finalizers, which run while a tree is made, let another thread begin its own."""
+
+    class Slow:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            sum(range(200))
+
+    def work(_):
+        for _ in range(100):
+            _garbage = [Slow() for _ in range(20)]
+            machine_code.parsed(PROGRAMS["loops"])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize(

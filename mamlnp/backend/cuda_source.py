@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .generated import COMBINE, LoopNest, Operand, Result, expressions, identity
+from .machine_code import parsed
 
 TEMPLATES = Path(__file__).with_name("kernels.cu")
 THREADS = 256  # of a block, where a thread makes one element
@@ -376,4 +377,6 @@ def _translated(text: str, names: dict[str, str]) -> str:
                 return f"{c(x.func)}({', '.join(map(c, x.args))})"
         raise NotImplementedError(ast.unparse(x))
 
-    return c(ast.parse(text, mode="eval").body)
+    (statement,) = parsed(text)
+    assert isinstance(statement, ast.Expr), text
+    return c(statement.value)

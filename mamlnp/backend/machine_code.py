@@ -291,7 +291,7 @@ class _Function:
             return self.called(called, self.unit, self.names, x.args)
         f = self.object(x.func)
         if isinstance(f, FunctionType):  # of another module's, which is written down here too
-            node = ast.parse(inspect.getsource(f)).body[0]
+            node = parsed(inspect.getsource(f))[0]
             assert isinstance(node, ast.FunctionDef)
             return self.called(f.__name__, {f.__name__: node}, f.__globals__, x.args)
         values = [self.value(a) for a in x.args]
@@ -351,9 +351,19 @@ class _Function:
         )
 
 
-def _parsed(text: str) -> tuple[Unit, dict[str, Any]]:
+def parsed(text: str) -> list[ast.stmt]:
+    """A text's statements.
+
+    Python 3.11 counts the depth of all threads' trees together: it refuses a tree that was made
+    while another thread made its own. Hence the lock.
+    """
+    with global_compiler_lock:
+        return ast.parse(text).body
+
+
+def _read(text: str) -> tuple[Unit, dict[str, Any]]:
     """A text's functions, and what its other lines name."""
-    body = ast.parse(text).body
+    body = parsed(text)
     unit = {x.name: x for x in body if isinstance(x, ast.FunctionDef)}
     names: dict[str, Any] = {}
     rest = ast.Module([x for x in body if not isinstance(x, ast.FunctionDef)], [])
@@ -392,7 +402,7 @@ class Library:
 
 def made(text: str, function: str, symbol: str) -> Library:
     """One of a text's functions, as the machine runs it."""
-    unit, names = _parsed(text)
+    unit, names = _read(text)
     with global_compiler_lock:
         library = _generator().create_library(symbol)
         library.enable_object_caching()
