@@ -151,7 +151,7 @@ import numpy as np
 from mamlnp.backend.memory import *  # noqa: F403
 f4, f8, i8, b1, u1 = np.float32, np.float64, np.int64, np.bool_, np.uint8
 '''
-FIXED = """from mamlnp.backend.replay import gemm_{gemm} as gemm
+FIXED = """from mamlnp.backend.replay import DATA, call, gemm_{gemm} as gemm
 load, store, number, zero, width = load_{code}, store_{code}, {code}, {code}(0), {width}
 """
 IDENTITIES = {"sum": "0", "max": "-np.inf", "min": "np.inf"}

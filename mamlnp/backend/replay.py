@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from .memory import (
@@ -25,13 +25,15 @@ from .memory import (
     zeros_f8,
 )
 
-HEADER = object.__basicsize__  # a NumPy array's first field, after what every object has, is data
+DATA = (
+    object.__basicsize__
+)  # where a NumPy array has its data's address: after what all objects have
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
 @intrinsic
-def _call(typing: Any, address: Any, row: Any) -> Any:
+def call(typing: Any, address: Any, row: Any) -> Any:
     """Call the kernel at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -375,15 +377,15 @@ def refill(sums, more, count):  # type: ignore[no-untyped-def]
     free(more)
 
 
-@njit(nogil=True, cache=True)
 def run(kernels, rows, start, stop):  # type: ignore[no-untyped-def]
     """Call some kernels, each with its row."""
     for i in range(start, stop):
-        _call(kernels[i], rows[i])
+        call(load_i8(kernels, i, 0), load_i8(rows, i, 0))
 
 
-@njit(cache=True)
-def point(words, where, which, ahead, arrays):  # type: ignore[no-untyped-def]
+def point(words, where, which, ahead, count, arrays):  # type: ignore[no-untyped-def]
     """Write addresses into rows: ``ahead`` bytes into the memory of NumPy arrays given by id."""
-    for i in range(len(where)):
-        words[where[i]] = load_i8(arrays[which[i]] + HEADER, 0, 0) + ahead[i]
+    for i in range(count):
+        array = load_i8(arrays, load_i8(which, i, 0), 0)
+        data = load_i8(array + DATA, 0, 0)
+        store_i8(words, load_i8(where, i, 0), 1, data + load_i8(ahead, i, 0))

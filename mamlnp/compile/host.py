@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..backend import generated, replay
+from ..backend import generated
 from ..backend.generated import LoopNest
 from ..backend.machine import blas
 from .plan import ALIGNMENT, At, BadDataError, Eager, Plan, Row
@@ -23,6 +26,14 @@ def _compiled(row: Row) -> tuple[int, list[Any]]:
         return generated.fixed(name, code), row.words
     library = blas()
     return generated.fixed(name, code, library.wide), [library.functions[code], *row.words]
+
+
+@functools.cache
+def _machine_code() -> tuple[Callable[..., None], Callable[..., None]]:
+    """replay.run, without Python's lock, and replay.point, with it."""
+    word = ctypes.c_int64
+    run = ctypes.CFUNCTYPE(None, *[word] * 4)(generated.fixed("run", "i8"))
+    return run, ctypes.PYFUNCTYPE(None, *[word] * 6)(generated.fixed("point", "i8"))
 
 
 class Replay:
@@ -64,11 +75,17 @@ class Replay:
                 else:
                     words.append(base + plan.arena.offsets[word.node] + word.offset)
         self._words = np.array(words or [0], np.int64)
-        self._kernels = np.array(kernels or [0], np.int64)
-        self._rows = self._words.ctypes.data + 8 * np.array(starts or [0], np.int64)
-        where, which, ahead = (np.array(column, np.int64) for column in zip(*moving, strict=True)
-                               ) if moving else (np.zeros(0, np.int64),) * 3  # fmt: skip
-        self._where, self._which, self._ahead = where, which, ahead
+        rows = self._words.ctypes.data + 8 * np.array(starts or [0], np.int64)
+        columns = zip(*moving, strict=True) if moving else ((), (), ())
+        self._tables = [np.array(kernels or [0], np.int64), rows, self._words]
+        self._tables += [np.array(column, np.int64) for column in columns]
+        self._ids = (ctypes.c_int64 * (len(plan.inputs) + len(plan.outputs)))()
+        running, pointing = (
+            tuple(x.ctypes.data for x in tables) for tables in (self._tables[:2], self._tables[2:])
+        )
+        self._segments = [x if isinstance(x, Node) else (*running, *x) for x in self._segments]
+        self._pointing = *pointing, len(moving), ctypes.addressof(self._ids)
+        self._run, self._point = _machine_code()
         self._outputs = [(x.shape, x.dtype) for x in plan.outputs]
 
     def __call__(self, values: list[np.ndarray]) -> list[np.ndarray]:
@@ -79,13 +96,13 @@ class Replay:
         """
         self._flag[0] = 0
         everything = [*values, *(np.empty(shape, dtype) for shape, dtype in self._outputs)]
-        ids = np.array([id(x) for x in everything], np.int64)
-        replay.point(self._words, self._where, self._which, self._ahead, ids)
+        self._ids[:] = [*map(id, everything)]
+        self._point(*self._pointing)
         for segment in self._segments:
             if isinstance(segment, Node):
                 self._eager(segment, everything)
             else:
-                replay.run(self._kernels, self._rows, *segment)
+                self._run(*segment)
         if self._flag[0]:
             raise BadDataError
         return everything[len(values) :]
