@@ -377,15 +377,18 @@ def refill(sums, more, count):  # type: ignore[no-untyped-def]
     free(more)
 
 
-def run(kernels, rows, start, stop):  # type: ignore[no-untyped-def]
+def run(table, start, stop):  # type: ignore[no-untyped-def]
     """Call some kernels, each with its row."""
+    kernels, rows = load_i8(table, 0, 0), load_i8(table, 1, 0)
     for i in range(start, stop):
         call(load_i8(kernels, i, 0), load_i8(rows, i, 0))
 
 
-def point(words, where, which, ahead, count, arrays):  # type: ignore[no-untyped-def]
-    """Write addresses into rows: ``ahead`` bytes into the memory of NumPy arrays given by id."""
+def point(table):  # type: ignore[no-untyped-def]
+    """Write addresses into rows: some bytes ahead of where NumPy arrays, given by id, begin."""
+    words, where, which = load_i8(table, 2, 0), load_i8(table, 3, 0), load_i8(table, 4, 0)
+    ahead, arrays, count = load_i8(table, 5, 0), load_i8(table, 6, 0), load_i8(table, 7, 0)
     for i in range(count):
         array = load_i8(arrays, load_i8(which, i, 0), 0)
-        data = load_i8(array + DATA, 0, 0)
-        store_i8(words, load_i8(where, i, 0), 1, data + load_i8(ahead, i, 0))
+        start = load_i8(array + DATA, 0, 0)
+        store_i8(words, load_i8(where, i, 0), 1, start + load_i8(ahead, i, 0))

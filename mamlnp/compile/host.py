@@ -32,8 +32,8 @@ def _compiled(row: Row) -> tuple[int, list[Any]]:
 def _machine_code() -> tuple[Callable[..., None], Callable[..., None]]:
     """replay.run, without Python's lock, and replay.point, with it."""
     word = ctypes.c_int64
-    run = ctypes.CFUNCTYPE(None, *[word] * 4)(generated.fixed("run", "i8"))
-    return run, ctypes.PYFUNCTYPE(None, *[word] * 6)(generated.fixed("point", "i8"))
+    run = ctypes.CFUNCTYPE(None, word, word, word)(generated.fixed("run", "i8"))
+    return run, ctypes.PYFUNCTYPE(None, word)(generated.fixed("point", "i8"))
 
 
 class Replay:
@@ -74,17 +74,19 @@ class Replay:
                     words.append(plan.constants[word.node].ctypes.data + word.offset)
                 else:
                     words.append(base + plan.arena.offsets[word.node] + word.offset)
-        self._words = np.array(words or [0], np.int64)
-        rows = self._words.ctypes.data + 8 * np.array(starts or [0], np.int64)
+        row_words = np.array(words, np.int64)
         columns = zip(*moving, strict=True) if moving else ((), (), ())
-        self._tables = [np.array(kernels or [0], np.int64), rows, self._words]
-        self._tables += [np.array(column, np.int64) for column in columns]
-        self._ids = (ctypes.c_int64 * (len(plan.inputs) + len(plan.outputs)))()
-        running, pointing = (
-            tuple(x.ctypes.data for x in tables) for tables in (self._tables[:2], self._tables[2:])
-        )
-        self._segments = [x if isinstance(x, Node) else (*running, *x) for x in self._segments]
-        self._pointing = *pointing, len(moving), ctypes.addressof(self._ids)
+        self._ids = np.empty(len(plan.inputs) + len(plan.outputs), np.int64)
+        self._tables = [
+            np.array(kernels, np.int64),
+            row_words.ctypes.data + 8 * np.array(starts, np.int64),
+            row_words,
+            *(np.array(column, np.int64) for column in columns),
+            self._ids,
+        ]
+        table = np.array([x.ctypes.data for x in self._tables] + [len(moving)], np.int64)
+        self._tables.append(table)
+        self._table = table.ctypes.data
         self._run, self._point = _machine_code()
         self._outputs = [(x.shape, x.dtype) for x in plan.outputs]
 
@@ -97,12 +99,12 @@ class Replay:
         self._flag[0] = 0
         everything = [*values, *(np.empty(shape, dtype) for shape, dtype in self._outputs)]
         self._ids[:] = [*map(id, everything)]
-        self._point(*self._pointing)
+        self._point(self._table)
         for segment in self._segments:
             if isinstance(segment, Node):
                 self._eager(segment, everything)
             else:
-                self._run(*segment)
+                self._run(self._table, *segment)
         if self._flag[0]:
             raise BadDataError
         return everything[len(values) :]
