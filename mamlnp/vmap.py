@@ -322,8 +322,9 @@ BROADCASTING = (
     "cos", "cosh", "div", "eigh", "equal", "error_function", "exp", "expm1", "fold", "greater",
     "greater_equal", "isfinite", "less", "less_equal", "log", "log1p", "matmul",
     "matrix_transpose", "maximum", "minimum", "mul", "neg", "not_equal", "one_hot", "ones_like",
-    "patches", "power", "relu", "remainder", "rounded", "sigmoid", "sigmoid_slope", "sign", "sin",
-    "sinh", "slogdet", "softplus", "solve", "sqrt", "sub", "tanh", "where", "zeros_like",
+    "patches", "power", "relu", "relu_slope", "remainder", "rounded", "sigmoid", "sigmoid_slope",
+    "sign", "sin", "sinh", "slogdet", "softplus", "solve", "sqrt", "sub", "tanh", "where",
+    "zeros_like",
 )  # fmt: skip
 RULES: dict[str, Rule] = {
     **dict.fromkeys(BROADCASTING, _broadcasting),

@@ -105,6 +105,7 @@ EXPRESSIONS = {
     " / (ONE + math.exp(-abs({0})))",
     "softplus": "(ZERO if {0} < ZERO else {0}) + math.log1p(math.exp(-abs({0})))",
     "relu": "ZERO if {0} <= ZERO else {0}",
+    "relu_slope": "not {0} <= ZERO",
     "sign": "ONE if {0} > ZERO else (-ONE if {0} < ZERO else ({0} if {0} != {0} else ZERO))",
     "maximum": "{0} if {0} > {1} or {0} != {0} else {1}",
     "minimum": "{0} if {0} < {1} or {0} != {0} else {1}",

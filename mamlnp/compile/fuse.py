@@ -21,7 +21,7 @@ COMPARISONS = {"equal", "not_equal", "less", "less_equal", "greater", "greater_e
 OF_INTEGERS = {
     "abs", "add", "astype", "copy", "maximum", "minimum", "mul", "neg", "relu", "sub", "where",
 }  # fmt: skip
-OF_BOOLEANS = {*COMPARISONS, "astype", "copy", "isfinite", "where"}
+OF_BOOLEANS = {*COMPARISONS, "astype", "copy", "isfinite", "relu_slope", "where"}
 SLOW = {
     "exp", "expm1", "log", "log1p", "power", "sigmoid", "sigmoid_slope", "softplus", "sin", "cos",
     "tanh",

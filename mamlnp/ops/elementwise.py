@@ -550,7 +550,13 @@ def relu(xp: Any, x: Any) -> Any:
 
 @relu.vjp("x")
 def _(ct: Array, out: Array, x: Array) -> Array:
-    return mul(ct, not_equal(out, 0))
+    return mul(ct, _relu_slope(x))
+
+
+@op(draw=one(), differentiable=False)
+def _relu_slope(xp: Any, x: Any) -> Any:
+    """Is x above 0, or NaN? Not differentiable."""
+    return xp.logical_not(xp.less_equal(x, 0))
 
 
 @op(draw=two(), shapes=BROADCAST, pattern=lambda xp, a, b: xp.sign(xp.subtract(a, b)))
