@@ -44,6 +44,7 @@ from mamlnp.experiments import miniimagenet, omniglot, sine
 from mamlnp.experiments.classification import network
 from mamlnp.experiments.locomotion import AntDirection, CheetahDirection
 from mamlnp.experiments.reinforcement import policy_of
+from mamlnp.meta import MAML
 from mamlnp.ranks import Ranks, world
 from mamlnp.rl.envs import ENVIRONMENTS
 from mamlnp.runs import METRICS, atomic_write, versions
@@ -216,10 +217,8 @@ def stepped(tasks: int, steps: int, ranks: Timed) -> dict[str, float]:
     state, data = optimizer.init(params), characters()
     mine = slice(*ranks.bounds(tasks))
     step = parallel.meta_step(
-        loss,
+        MAML(loss, inner_lr=0.4).gradient,
         optimizer=optimizer,
-        inner_lr=0.4,
-        inner_steps=1,
         threads=1,
         ranks=ranks,
         meta_batch_size=tasks,

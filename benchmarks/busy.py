@@ -23,9 +23,11 @@ import tyro
 from compare import by_events
 from sampling import SETTINGS, made_up, trainer
 
-from mamlnp import compile, maml
+from mamlnp import compile
 from mamlnp.backend import namespace_of, to_device, using_device
 from mamlnp.compile.plan import sentence
+from mamlnp.meta import Gradient
+from mamlnp.optim import Optimizer
 from mamlnp.runs import atomic_write, versions
 from mamlnp.tasks.fewshot import ClassImages
 
@@ -52,8 +54,12 @@ def busy(config: Any, images: ClassImages) -> dict[str, Any]:
     cupy = namespace_of(images.images)
     made = []
 
-    def make(loss: maml.Loss, **how: Any) -> Any:
-        made.append(compile(lambda *state_and_task: maml.meta_step(loss, *state_and_task, **how)))
+    def make(gradient: Gradient, optimizer: Optimizer) -> Any:
+        def meta_step(params: Any, state: Any, task: Any) -> Any:
+            losses, grads = gradient(params, task)
+            return *optimizer.update(params, grads, state), losses
+
+        made.append(compile(meta_step))
         return made[0]
 
     draw, step = trainer(config, images, make)

@@ -178,12 +178,12 @@ def ours_eager(arrays: Arrays, setting: Setting, order: int) -> Step:
 
 
 def ours_compiled(arrays: Arrays, setting: Setting, order: int, **checks: bool) -> Step:
-    from mamlnp import parallel, tree
+    from mamlnp import meta, parallel, tree
 
     loss, params, task, how = _ours(arrays, setting, order)
     # A sine task is too small to be a chunk of its own.
     chunks = 1 if setting["net"] == "mlp" else None
-    gradient = parallel.meta_gradient(loss, chunks=chunks, **checks, **how)
+    gradient = parallel.meta_gradient(meta.MAML(loss, **how).gradient, chunks=chunks, **checks)
     return lambda: tree.leaves(gradient(params, task)[1])
 
 
@@ -863,9 +863,12 @@ class Worker:
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the device is everybody's
             "CUPY_TF32": "1" if "--tf32" in device else "0",
         }
+        script = __file__
         if name.endswith(BEFORE):
+            assert against is not None
             environment["PYTHONPATH"] = str(against)
-        command = [sys.executable, __file__, "--setting", setting, "--order", str(order), *device]
+            (script,) = map(str, against.glob("benchmarks/**/compare.py"))  # for its own interface
+        command = [sys.executable, script, "--setting", setting, "--order", str(order), *device]
         folder.mkdir()
         with (folder / "errors").open("w") as errors:
             self.process = subprocess.Popen(

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 import mamlnp as ml
-from mamlnp import checks, maml
+from mamlnp import checks
 from mamlnp.compile import verify
 
 
@@ -39,13 +39,10 @@ def first_call(f: Any, args: Any) -> dict[str, float]:
 
 def main() -> None:
     for name in ("MAML, mlp, 1 step", "MAML, mlp, 3 steps", "MAML, conv4, 1 step"):
-        loss, params, task, inner = checks._meta_gradients()[name]
-
-        def f(params: Any, task: Any, loss: Any = loss, inner: Any = inner) -> Any:
-            return maml.meta_gradient(loss, params, task, **inner)
-
-        first_call(f, (params, task))  # compiles the kernels
-        found = first_call(f, (params, task))
+        make, params, task = checks._algorithms()[name]
+        gradient = make().gradient
+        first_call(gradient, (params, task))  # compiles the kernels
+        found = first_call(gradient, (params, task))
         rest = found["all"] - found["passes"] - found["plan"]
         parts = (f"{k} {found[k]:.3f} s ({found[k] / rest:.0%})" for k in ("passes", "plan"))
         print(f"{name}: without checks {rest:.3f} s; {', '.join(parts)}")

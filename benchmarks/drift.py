@@ -28,6 +28,7 @@ import tyro
 from tqdm import tqdm
 
 from mamlnp import Batch, Task, array, losses, nn, optim, parallel, tree
+from mamlnp.meta import MAML, Algorithm
 from mamlnp.runs import atomic_write, versions
 from mamlnp.tasks import counted_rng
 from mamlnp.tasks.omniglot import load_omniglot
@@ -54,7 +55,7 @@ class Options:
     json: Path | None = None
 
 
-Experiment = tuple[nn.Network, Any, dict[str, Any], Callable[[int], Task]]
+Experiment = tuple[nn.Network, Algorithm, Callable[[int], Task]]
 
 
 def sine(_: Options) -> Experiment:
@@ -68,7 +69,7 @@ def sine(_: Options) -> Experiment:
         rng = counted_rng(0, "train", n)
         return waves.sample(25, num_shots=10, num_queries=10, rng=rng)
 
-    return net, loss, {"inner_lr": 0.01, "inner_steps": 1}, draw
+    return net, MAML(loss, inner_lr=0.01), draw
 
 
 def characters(asked: Options) -> Experiment:
@@ -83,7 +84,7 @@ def characters(asked: Options) -> Experiment:
         rng = counted_rng(0, "train", n)
         return data.sample(8, num_ways=5, num_shots=1, num_queries=1, rng=rng)
 
-    return net, loss, {"inner_lr": 0.4, "inner_steps": 1}, draw
+    return net, MAML(loss, inner_lr=0.4), draw
 
 
 EXPERIMENTS = {"sine": sine, "Omniglot": characters}
@@ -106,7 +107,7 @@ def vector(params: Any) -> np.ndarray:
 
 def measured(experiment: Experiment, meta_iterations: int) -> list[dict[str, float]]:
     """A row for each of the iterations that are shown."""
-    net, loss, how, draw = experiment
+    net, algorithm, draw = experiment
     optimizer = optim.adam(1e-3)
     start = cast(net.init(rng=np.random.default_rng(0)), np.float64)
     rng = np.random.default_rng(1)
@@ -116,8 +117,8 @@ def measured(experiment: Experiment, meta_iterations: int) -> list[dict[str, flo
             lambda p: array(p.numpy() * (1 + ROUNDING * rng.choice([-1, 1], p.shape))), start
         )
         kinds[f"moved {n}"] = (moved, np.float64)
-    step = parallel.meta_step(loss, optimizer=optimizer, **how)
-    gradient = parallel.meta_gradient(loss, **how)
+    step = parallel.meta_step(algorithm.gradient, optimizer=optimizer)
+    gradient = parallel.meta_gradient(algorithm.gradient)
     params = {name: cast(theta, dtype) for name, (theta, dtype) in kinds.items()}
     state = {name: optimizer.init(theta) for name, theta in params.items()}
     seen: dict[str, list[float]] = {name: [] for name in kinds}

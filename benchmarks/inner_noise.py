@@ -23,7 +23,7 @@ import tyro
 from mamlnp import tree
 from mamlnp.backend import to_host
 from mamlnp.backend.machine import keep_memory
-from mamlnp.experiments import experiment, loop, reinforcement
+from mamlnp.experiments import experiment_named, loop, reinforcement
 from mamlnp.rl.maml_rl import Learner, MetaPolicy, per_task
 from mamlnp.rl.policy import Gaussian, kl
 from mamlnp.rl.rollout import Experience, Sampler
@@ -53,7 +53,7 @@ class Options:
 
 def measure(path: Path, asked: Options) -> list[dict[str, Any]]:
     run = open_run(path)
-    config: reinforcement.Config = run.config_as(experiment(run.experiment, path).Config)
+    config: reinforcement.Config = run.config_as(experiment_named(run.experiment, path).config)
     environment = reinforcement.load(config)
     policy = reinforcement.policy_of(config, environment)
     spread = environment.spread_tasks or (lambda n: environment.sample_tasks(n, rng(0)))

@@ -460,7 +460,7 @@ def made_by(path: Path, row: Row, seed: int) -> bool:
 
 def has_data(row: Row) -> bool:
     """Whether its training takes a folder with images."""
-    return hasattr(experiments.EXPERIMENTS[row.train.split()[0]].Config, "data")
+    return "data" in vars(experiments.EXPERIMENTS[row.train.split()[0]].config())
 
 
 def evaluate_options(row: Row, how: str) -> list[str]:

@@ -30,7 +30,7 @@ import tyro
 from mamlnp import optim, parallel
 from mamlnp.backend.machine import keep_memory
 from mamlnp.experiments import miniimagenet, omniglot
-from mamlnp.experiments.classification import inner_lr, network, task_loss
+from mamlnp.experiments.classification import algorithm, network, task_loss
 from mamlnp.runs import atomic_write, versions
 from mamlnp.tasks import counted_rng
 from mamlnp.tasks.fewshot import ClassImages
@@ -83,10 +83,7 @@ def trainer(config: Any, images: ClassImages, make: Any = parallel.meta_step) ->
     params = net.init(rng=counted_rng(0, "init"))
     optimizer = optim.adam(config.meta_lr)
     meta_step = make(
-        task_loss(config, net),
-        optimizer=optimizer,
-        inner_lr=inner_lr(config, params),
-        inner_steps=config.inner_steps,
+        algorithm(config, task_loss(config, net), params).gradient, optimizer=optimizer
     )
     state = [params, optimizer.init(params)]
 

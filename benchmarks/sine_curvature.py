@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mamlnp import hvp, maml, tree
+from mamlnp import hvp, maml, meta, tree
 from mamlnp.experiments import loop, sine
 from mamlnp.experiments.scores import adaptation_scores
 from mamlnp.runs import open_run
@@ -36,8 +36,8 @@ def scaled(v: Any, factor: np.ndarray) -> Any:
 
 def top_eigenvalues(params: Any, task: Any) -> np.ndarray:
     """The Hessian's eigenvalue of largest size, for every task at once, (T,)."""
-    support = maml.total(sine.loss, task.support)
-    theta = maml.per_task(params, maml.num_tasks(task.support))
+    support = meta.total(sine.loss, task.support)
+    theta = meta.per_task(params, meta.num_tasks(task.support))
     rng = np.random.default_rng(0)
     v = tree.map(lambda x: x * 0 + rng.standard_normal(x.shape).astype(x.dtype), theta)
     for _ in range(ITERATIONS):
@@ -56,12 +56,10 @@ def measured(path: Path) -> dict[str, Any]:
         amplitude, phase, num_shots=5, num_queries=sine.TEST_QUERIES, rng=rng
     )
     scores = adaptation_scores(
-        sine.loss,
+        maml.inner_loop(sine.loss, params, task.support, inner_lr=config.inner_lr),
         lambda p, task: sine.loss(p, task.query),
-        params,
         task,
         steps=range(11),
-        inner_lr=config.inner_lr,
     )
     top = top_eigenvalues(params, task)
     worse = ~(scores[10] <= scores[0])

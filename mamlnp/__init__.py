@@ -6,8 +6,9 @@ To read the code, follow the order in which each module imports only from those 
 ``draws`` and ``op`` (what an operation declares), ``ops`` (the operations), ``numpy_names`` (how
 NumPy's functions take Arrays), ``tree``, ``autodiff`` (vjp, grad, hvp), ``compile`` (trace once,
 replay fast), ``vmap`` (a function of one example, for all of them), ``losses``, ``optim``, ``nn``,
-``tasks``, ``maml`` (Algorithms 1-3), ``ranks`` and ``parallel`` (a meta-batch over processes and
-threads), ``gradcheck``, ``checks``, ``runs``, ``plots``, ``learner`` (theta, ready to adapt),
+``tasks``, ``meta`` (MAML and the algorithms beside it), ``ranks`` and ``parallel`` (a meta-batch
+over processes and threads), ``gradcheck``, ``checks``, ``runs``, ``plots``, ``learner`` (theta,
+ready to adapt),
 ``rl`` (Algorithm 3, and its environments), ``conformance`` and ``diagnosis`` (is another
 implementation right?), ``graph`` and ``landscape`` (pictures of tapes and of losses),
 ``experiments``, ``initialisations`` (load), ``figures``, ``cli``.
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any as _Any
 from . import (
     errors,
     losses,
-    maml,
+    meta,
     nn,
     numpy_names as _numpy_names,  # noqa: F401 (answers NumPy's calls)
     ops as _ops,  # noqa: F401 (registers the operations)
@@ -45,6 +46,7 @@ from .autodiff import (
 from .backend import to_device, to_host, using_device, using_kernels
 from .compile import compile as compile, debug_compile
 from .gradcheck import check_grads, check_hvp, check_meta_gradient, debug_tasks
+from .meta import maml
 from .op import debug_nans
 from .ops.elementwise import (
     abs as abs,
@@ -193,6 +195,7 @@ __all__ = [
     "max_pool2d",
     "maximum",
     "mean",
+    "meta",
     "minimum",
     "moveaxis",
     "mul",

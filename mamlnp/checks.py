@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import losses, maml, nn, optim
+from . import losses, nn, optim
 from .draws import Draw
 from .errors import GradientError
-from .gradcheck import Report, check_grads, check_meta_gradient
+from .gradcheck import Report, check_algorithm, check_grads
+from .meta import MAML, Algorithm, MetaSGD, task_losses
 from .op import Op, registry
 from .ops.elementwise import tanh
 from .ops.linear import conv2d, einsum, matmul
@@ -43,7 +44,7 @@ class Row(NamedTuple):
 
 def names() -> list[str]:
     """Everything there is to check."""
-    return [*registry, *_layers(), *_meta_gradients()]
+    return [*registry, *_layers(), *_algorithms()]
 
 
 def all_rows(order: int, only: str | None = None) -> Iterator[Row]:
@@ -54,9 +55,9 @@ def all_rows(order: int, only: str | None = None) -> Iterator[Row]:
     for name, (f, args) in _layers().items():
         if only in (None, name):
             yield _row(name, order, [partial(check_grads, f, args, order)])
-    for name, (loss, params, task, inner) in _meta_gradients().items():
+    for name, (make, theta, task) in _algorithms().items():
         if only in (None, name):
-            yield _meta_row(name, order, loss, params, task, inner)
+            yield _algorithm_row(name, order, make, theta, task)
 
 
 def _row(name: str, order: int, trials: list[Callable[[], Report]]) -> Row:
@@ -134,15 +135,16 @@ def _layers() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     }
 
 
-def _meta_gradients() -> dict[str, tuple[maml.Loss, Any, Task, dict[str, Any]]]:
+def _algorithms() -> dict[str, tuple[partial[Algorithm], Any, Task]]:
+    """Algorithms with theta and a meta-batch each."""
     rng = np.random.default_rng(0)
     mlp = nn.mlp((1, 4, 1), activation=tanh, weights=nn.xavier)
     conv = nn.conv4(2, filters=2, image_size=6, gamma=True)
 
-    def waves() -> Batch:
+    def points() -> Batch:
         return Batch(rng.standard_normal((3, 4, 1)), rng.standard_normal((3, 4, 1)))
 
-    def images() -> Batch:
+    def pictures() -> Batch:
         return Batch(rng.standard_normal((2, 4, 6, 6, 1)), np.array([[0, 0, 1, 1], [1, 0, 1, 0]]))
 
     def regression(params: Any, batch: Batch) -> Any:
@@ -151,28 +153,38 @@ def _meta_gradients() -> dict[str, tuple[maml.Loss, Any, Task, dict[str, Any]]]:
     def classification(params: Any, batch: Batch) -> Any:
         return losses.cross_entropy(conv.apply(params, batch.x), batch.y, reduction="mean")
 
-    waves_task, images_task = Task(waves(), waves()), Task(images(), images())
+    waves_task, images_task = Task(points(), points()), Task(pictures(), pictures())
     theta, phi = (net.init(rng=rng, dtype=np.float64) for net in (mlp, conv))
     adam = optim.adam(0.1, eps_root=0.1)
+    waves, images = (theta, waves_task), (phi, images_task)
     return {
-        "MAML, mlp, 1 step": (regression, theta, waves_task, {"inner_lr": 0.1}),
-        "MAML, mlp, 3 steps": (regression, theta, waves_task, {"inner_lr": 0.1, "inner_steps": 3}),
-        "MAML, mlp, inner Adam": (regression, theta, waves_task, {"inner_optimizer": adam}),
-        "MAML, conv4, 1 step": (classification, phi, images_task, {"inner_lr": 0.4}),
+        "MAML, mlp, 1 step": (partial(MAML, regression, inner_lr=0.1), *waves),
+        "MAML, mlp, 3 steps": (partial(MAML, regression, inner_lr=0.1, inner_steps=3), *waves),
+        "MAML, mlp, inner Adam": (partial(MAML, regression, inner_optimizer=adam), *waves),
+        "MAML, conv4, 1 step": (partial(MAML, classification, inner_lr=0.4), *images),
+        "Meta-SGD, mlp, 2 steps": (
+            partial(MetaSGD, regression, inner_lr=0.1, inner_steps=2),
+            *waves,
+        ),
     }
 
 
-def _meta_row(
-    name: str, order: int, loss: maml.Loss, params: Any, task: Task, inner: dict[str, Any]
-) -> Row:
-    def objective(params: Any) -> Any:
-        return maml.meta_loss(loss, params, task, **inner)
+def _algorithm_row(name: str, order: int, make: partial[Algorithm], theta: Any, task: Task) -> Row:
+    algorithm = make()
+    meta = algorithm.init(theta)
 
+    def objective(meta: Any) -> Any:
+        return task_losses(algorithm.loss, algorithm.adapt(meta, task.support), task.query)
+
+    product = None if "inner_optimizer" in make.keywords else make(method="hvp").gradient
+    first_order = make(first_order=True).gradient
     return _row(
         name,
         order,
         [
-            lambda: check_grads(objective, [params], order),
-            lambda: check_meta_gradient(loss, params, task, **inner),
+            lambda: check_grads(objective, [meta], order),
+            lambda: check_algorithm(
+                algorithm, meta, task, product=product, first_order=first_order
+            ),
         ],
     )

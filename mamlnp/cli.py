@@ -59,15 +59,16 @@ from .experiments import (
     PLACES,
     command,
     elsewhere,
-    experiment,
-    reinforcement,
+    experiment_named,
     sine,
 )
 from .experiments.classification import Elsewhere
-from .experiments.loop import Interrupted, check_settings, diverged
+from .experiments.experiment import Supervised
+from .experiments.loop import Interrupted, diverged
 from .experiments.scores import as_records
 from .gradcheck import check_grads
 from .learner import BATCH_NORM, BatchNorm, Classifier
+from .meta import MAML
 from .op import Op
 from .ranks import Ranks, world
 from .runs import (
@@ -427,10 +428,9 @@ def _at_home(asked: Any) -> Any:
 
 
 def _train(name: str, options: list[str]) -> None:
-    module = EXPERIMENTS[name]
-    default, resumed = module.Config(), None
-    presets = getattr(module, "PRESETS", {})
-    if presets and (preset := _value_of("--preset", options)) is not None:
+    experiment = EXPERIMENTS[name]
+    default, presets, resumed = experiment.config(), experiment.presets, None
+    if (preset := _value_of("--preset", options)) is not None:
         if preset not in presets:
             near = difflib.get_close_matches(preset, presets, 4, 0) or list(presets)
             raise DataError(
@@ -440,50 +440,48 @@ def _train(name: str, options: list[str]) -> None:
         default = presets[preset]
     if (folder := _value_of("--resume", options)) is not None:
         resumed = open_run(Path(folder), name)
-        default = resumed.config_as(module.Config)
+        default = resumed.config_as(experiment.config)
 
     fields = [
-        ("config", module.Config, field(default=default)),
+        ("config", experiment.config, field(default=default)),
         ("run", RunOptions, field(default=RunOptions())),
     ]
-    kind = make_dataclass("Train", fields, namespace={"__doc__": module.__doc__})
+    kind = make_dataclass("Train", fields, namespace={"__doc__": experiment.summary})
     asked = _parsed(kind, f"mamlnp train {name}", options)
     paths = {k: v.absolute() for k, v in vars(asked.config).items() if isinstance(v, Path)}
     config = replace(asked.config, **paths)
     kept = {k: v for k, v in vars(default).items() if k in PLACES}
     if resumed is not None and (other := replace(config, **kept)) != default:
         given = ", ".join(
-            f"--{key.replace('_', '-')} {value} (the run has {getattr(default, key)})"
+            f"--{key.replace('_', '-')} {value} (the run has {vars(default)[key]})"
             for key, value in vars(other).items()
-            if value != getattr(default, key)
+            if value != vars(default)[key]
         )
         raise DataError(
             f"{resumed.path}: a resumed run keeps its settings but {' and '.join(PLACES)}, and "
             f"others were given: {given}. Leave them out, or begin a new run."
         )
-    check_settings(config)
+    config.check()
     if resumed is None:  # found out before the data are read
         check_folder(asked.run.out or Path("runs"), empty=asked.run.out is not None)
     ranks = world()
     card = ranks.local_rank if ranks.size > 1 else None
-    with using_device(getattr(config, "device", "cpu"), card):
-        data = module.load(config) if ranks.writes else None  # the first one makes the cache
+    with using_device(config.place(), card):
+        data = experiment.load(config) if ranks.writes else None  # the first one makes the cache
         ranks.gathered(None)
-        data = module.load(config) if data is None else data
-        if resumed is None and getattr(config, "init_from", None) is not None:
-            reinforcement.beginning(config, data)  # so that a wrong one leaves no run behind
+        data = experiment.load(config) if data is None else data
+        if resumed is None:
+            experiment.check(config, data)  # so that a wrong setting leaves no run behind
         run = resumed or ranks.told(lambda: create_run(name, config, asked.run.out))
         if ranks.writes:
-            again = command(run)
-            if getattr(config, "data", None) is not None:
-                again += f" --data {shlex.quote(os.fspath(config.data))}"
+            again = command(run, data=True)
             facts = {**config.describe(), **versions(), "command": again, "run": run.path}
             if ranks.size > 1:
                 facts["processes"] = f"{ranks.size}, {ranks.threads} threads each"
                 go_on = f"mpiexec -n {ranks.size} mamlnp train {name} --resume {run.path}"
                 facts["if one is lost"] = f"go on from the last checkpoint with: {go_on}"
             print("\n".join(f"{key:18} {value}" for key, value in facts.items()), flush=True)
-        module.train(config, run, data, resume=resumed is not None)
+        experiment.train(config, run, data, resume=resumed is not None)
     if ranks.writes:
         wrong = diverged(run)
         print(f"{wrong or 'done.'} Score it with: mamlnp evaluate {run.path}")
@@ -502,19 +500,19 @@ def _evaluate(asked: Evaluate) -> None:
     run = initialisations.as_run(asked.run)
     if asked.tasks is not None and asked.tasks < 2:
         raise DataError(f"--tasks: {asked.tasks} give no interval. Pass at least 2.")
-    module = experiment(run.experiment, run.path)
+    experiment = experiment_named(run.experiment, run.path)
     options = ("tasks", "batch_norm", "baselines", "on")
-    how: dict[str, Any] = {name: given for name in options if (given := getattr(asked, name))}
-    for name in how.keys() - inspect.signature(module.evaluate).parameters.keys():
+    how: dict[str, Any] = {name: given for name in options if (given := vars(asked)[name])}
+    for name in how.keys() - set(experiment.options):
         option = name.replace("_", "-")
         raise DataError(f"--{option}: not of {run.experiment}. Leave it out.")
-    config = run.config_as(module.Config)
+    config = run.config_as(experiment.config)
     scored_on = elsewhere(run, asked.on) if asked.on else Elsewhere(run.experiment, config)
     if asked.data is not None:
-        if not hasattr(scored_on.config, "data"):
+        if "data" not in vars(scored_on.config):
             raise DataError(f"--data: {scored_on.experiment} has none. Leave it out.")
         scored_on = scored_on._replace(config=replace(scored_on.config, data=asked.data))
-    if asked.device == "cuda" and not hasattr(config, "device"):
+    if asked.device == "cuda" and not isinstance(config, Supervised):
         raise DataError(f"--device: {run.experiment} is computed on the CPU. Leave it out.")
     stored = run.path / EVALUATION
     if asked.on:
@@ -523,10 +521,10 @@ def _evaluate(asked: Evaluate) -> None:
         stored = stored.with_stem(f"{stored.stem}-{asked.batch_norm}")
     for path in (written := list(filter(None, (stored, asked.json)))):
         check_file(path)
-    with using_device(str(asked.device or getattr(config, "device", "cpu"))):
+    with using_device(asked.device or config.place()):
         data = EXPERIMENTS[scored_on.experiment].load(scored_on.config)
         other = {"on": scored_on} if asked.on else {}
-        table, text = module.evaluate(config, run, data, **how | other)
+        table, text = experiment.evaluate(config, run, data, **how | other)
         print(text)
         record = {
             "command": command(run),
@@ -593,9 +591,9 @@ def _render(asked: Render) -> None:
 
 def _look(asked: Look) -> None:
     for name in ("radius", "tasks", "inner_steps", "inner_lr"):
-        if not getattr(asked, name) > 0:
+        if not (value := vars(asked)[name]) > 0:
             option = name.replace("_", "-")
-            raise DataError(f"--{option}: {getattr(asked, name)}. Pass a positive number.")
+            raise DataError(f"--{option}: {value}. Pass a positive number.")
     check_file(asked.out)
     title, params = "untrained", sine.initial_params(sine.Config(seed=asked.seed))
     if asked.run is not None:
@@ -605,14 +603,16 @@ def _look(asked: Look) -> None:
         title, params = asked.run, learner.params
     rng = counted_rng(asked.seed, "test")
     task = Sinusoids().sample(asked.tasks, num_shots=10, num_queries=10, rng=rng)
-    found = landscape.around(
-        sine.loss,
-        params,
-        task,
-        radius=asked.radius,
-        inner_lr=asked.inner_lr,
-        inner_steps=asked.inner_steps,
+    second, first = (
+        MAML(
+            sine.loss,
+            inner_lr=asked.inner_lr,
+            inner_steps=asked.inner_steps,
+            first_order=first_order,
+        )
+        for first_order in (False, True)
     )
+    found = landscape.around(second, params, task, beside=first.gradient, radius=asked.radius)
     steps = f"{asked.inner_steps} inner step{'s' * (asked.inner_steps > 1)}"
     text = f"sine network, {title}, {asked.tasks} tasks, {steps} of {asked.inner_lr:g}"
     plots.landscape(asked.out, found, text)

@@ -17,12 +17,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from . import losses, maml, nn, tree
+from . import losses, nn, tree
 from .array import Array, array
 from .autodiff import grad, hvp, stop_gradient
 from .backend import to_host
 from .errors import DataError
 from .gradcheck import check_grads
+from .meta import Loss, maml, num_tasks, per_task, task_losses, total
 from .op import Op
 from .ops.elementwise import exp, mul, power, relu, square, sub, tanh
 from .ops.linear import conv2d, matmul
@@ -140,14 +141,14 @@ class Case:
     about: str
     params: Params
     task: Task
-    losses: Callable[[Statistics], tuple[maml.Loss, maml.Loss]]
+    losses: Callable[[Statistics], tuple[Loss, Loss]]
     inner_lr: float
     inner_steps: int
     examples: tuple[int, int] = (1, 1)
     ways: int = 1
     conventions: dict[str, str] = field(default_factory=dict)
 
-    def _scaled(self, loss: maml.Loss, reduction: Reduction, examples: int) -> maml.Loss:
+    def _scaled(self, loss: Loss, reduction: Reduction, examples: int) -> Loss:
         shots = examples / self.ways if self.ways > 1 else 1
         scale = {
             "mean": 1,
@@ -161,19 +162,19 @@ class Case:
     def losses_after(self, params: Params, how: Variant = RIGHT) -> Array:
         """Every task's loss after adaptation, (T,), as a function of theta."""
         inner, outer, batch, alpha = self._ways(how)
-        tasks, support = maml.num_tasks(self.task), self.task.support
-        theta = maml.per_task(params, tasks)
+        tasks, support = num_tasks(self.task), self.task.support
+        theta = per_task(params, tasks)
         steps = self.inner_steps + how.extra_steps
         for step in range(steps):
             if how.differentiated == "last step" and step < steps - 1:
                 constant = stop_gradient(_stepped(inner, theta, support, alpha))
-                theta = _attached(constant, maml.per_task(params, tasks))
+                theta = _attached(constant, per_task(params, tasks))
             elif how.first_order:
-                grads = grad(maml.total(inner, support))(stop_gradient(theta))
+                grads = grad(total(inner, support))(stop_gradient(theta))
                 theta = maml.descend(theta, grads, alpha)
             else:
                 theta = _stepped(inner, theta, support, alpha)
-        return maml.task_losses(outer, theta, batch)
+        return task_losses(outer, theta, batch)
 
     def meta_gradient(self, how: Variant = RIGHT) -> Params:
         """The gradient by theta of the sum (or mean) over tasks of those losses."""
@@ -182,10 +183,10 @@ class Case:
         else:
             grads = grad(lambda params: sum(self.losses_after(params, how)))(self.params)
         if how.over_tasks == "mean":
-            grads = tree.map(lambda g: g / float(maml.num_tasks(self.task)), grads)
+            grads = tree.map(lambda g: g / float(num_tasks(self.task)), grads)
         return grads
 
-    def _ways(self, how: Variant) -> tuple[maml.Loss, maml.Loss, Any, Any]:
+    def _ways(self, how: Variant) -> tuple[Loss, Loss, Any, Any]:
         """The inner and the outer loss, the outer one's batch, and alpha for every leaf."""
         late = how.statistics == "constant in the Hessian"
         inner, outer = self.losses("batch" if late else how.statistics)
@@ -202,15 +203,15 @@ class Case:
         inner, outer, batch, alpha = self._ways(how)
         support = self.task.support
         constant = self._scaled(self.losses("constant")[0], how.inner_reduction, self.examples[0])
-        path = [maml.per_task(self.params, maml.num_tasks(self.task))]
+        path = [per_task(self.params, num_tasks(self.task))]
         for _ in range(self.inner_steps + how.extra_steps):
             path.append(_stepped(inner, path[-1], support, alpha))
-        v = grad(maml.total(outer, batch))(path.pop())
+        v = grad(total(outer, batch))(path.pop())
         rates = tree.broadcast(alpha, v)
         while path and not how.first_order:
             theta = path.pop()
             scaled = tree.map(lambda a, x: x * float(a), rates, v)
-            v = tree.map(sub, v, hvp(maml.total(constant, support), theta, scaled))
+            v = tree.map(sub, v, hvp(total(constant, support), theta, scaled))
             if how.differentiated == "last step":
                 break
         return tree.map(lambda g: sum(g, 0), v)
@@ -228,13 +229,13 @@ class Case:
 
     def support_losses(self) -> Array:
         """Every task's support loss at theta."""
-        tasks = maml.num_tasks(self.task)
+        tasks = num_tasks(self.task)
         inner, _ = self.losses("batch")
-        return maml.task_losses(inner, maml.per_task(self.params, tasks), self.task.support)
+        return task_losses(inner, per_task(self.params, tasks), self.task.support)
 
     def _support_loss(self, params: Params) -> Array:
-        theta = maml.per_task(params, maml.num_tasks(self.task))
-        return sum(maml.task_losses(self.losses("batch")[0], theta, self.task.support))
+        theta = per_task(params, num_tasks(self.task))
+        return sum(task_losses(self.losses("batch")[0], theta, self.task.support))
 
     def support_hvp(self, vector: Params) -> Params:
         """The product of a vector with the Hessian at theta of the summed support losses."""
@@ -260,8 +261,8 @@ def _rates(params: Params, lr: float, held: tuple[str, ...]) -> Any:
     }
 
 
-def _stepped(loss: maml.Loss, theta: Params, support: Any, alpha: Any) -> Params:
-    return maml.descend(theta, grad(maml.total(loss, support))(theta), alpha)
+def _stepped(loss: Loss, theta: Params, support: Any, alpha: Any) -> Params:
+    return maml.descend(theta, grad(total(loss, support))(theta), alpha)
 
 
 def _attached(theta: Params, copies: Params) -> Params:
@@ -355,7 +356,7 @@ def convolutional(rng: np.random.Generator) -> Case:
         x = rng.normal(size=(tasks, ways * count, size, size, channels))
         return Batch(x + 0.5 * y[..., None, None, None], y)
 
-    def of(statistics: Statistics) -> tuple[maml.Loss, maml.Loss]:
+    def of(statistics: Statistics) -> tuple[Loss, Loss]:
         def loss(params: Params, batch: Batch) -> Array:
             x = conv2d(batch.x, params["conv1"]["w"], stride=2, padding="SAME")
             x = relu(_normalised(params["conv1"], x, statistics))
@@ -599,7 +600,7 @@ def write(folder: Path, seed: int = 0) -> str:
             "loss_reduction": "mean" if name != "quadratic" else "none",
             "alpha": case.inner_lr,
             "inner_steps": case.inner_steps,
-            "tasks": maml.num_tasks(case.task),
+            "tasks": num_tasks(case.task),
             **case.conventions,
             "error_against_finite_differences": error,
         }

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from . import graph, initialisations, landscape, maml, optim, parallel, plots, tree
+from . import graph, initialisations, landscape, optim, parallel, plots, tree
 from .array import Array, array
 from .autodiff import dot, grad, hvp, jvp
 from .compile import compile
 from .errors import DeviceError
 from .experiments import sine
 from .experiments.classification import compare_gradients
+from .meta import MAML, num_tasks, per_task, total
 from .tasks import Task, counted_rng
 from .tasks.sinusoid import Sinusoids
 from .tasks.strokes import draw_alphabet
@@ -47,7 +48,10 @@ def all_figures(folder: Path) -> Iterator[str]:
         ("trained", "meta-trained", initialisations.load("sine").params, 0.3),
     ):
         picture = folder / f"landscape-{name}.png"
-        found = landscape.around(sine.loss, params, _waves(100), radius=radius, inner_lr=0.01)
+        second, first = (
+            MAML(sine.loss, inner_lr=0.01, first_order=first_order) for first_order in (False, True)
+        )
+        found = landscape.around(second, params, _waves(100), beside=first.gradient, radius=radius)
         plots.landscape(picture, found, f"sine network, {title}, 100 tasks")
         yield f"written to {picture}"
     for name, draw in (("first-order", _first_order), ("hvp", _hvp), ("alphabets", _alphabets)):
@@ -63,7 +67,7 @@ def _waves(tasks: int) -> Task:
 def _compared(params: Any, task: Task, inner_lr: float) -> tuple[float, float]:
     """Cosine and ratio of lengths of the first-order to the second-order meta-gradient."""
     gradients = [
-        maml.meta_gradient(sine.loss, params, task, inner_lr=inner_lr, first_order=first_order)[1]
+        MAML(sine.loss, inner_lr=inner_lr, first_order=first_order).gradient(params, task)[1]
         for first_order in (True, False)
     ]
     found = compare_gradients(*gradients)
@@ -75,7 +79,8 @@ def _first_order(picture: Path) -> None:
     config = sine.Config()
     first = sine.initial_params(config)
     optimizer = optim.adam(config.meta_lr)
-    step = parallel.meta_step(sine.loss, optimizer=optimizer, chunks=1, inner_lr=config.inner_lr)
+    gradient = MAML(sine.loss, inner_lr=config.inner_lr).gradient
+    step = parallel.meta_step(gradient, optimizer=optimizer, chunks=1)
     task, waves = _waves(200), Sinusoids()
     params, state = first, optimizer.init(first)
     over = [(0, *_compared(params, task, config.inner_lr))]
@@ -104,8 +109,8 @@ def _hvp(picture: Path) -> None:
     vector = tree.map(lambda v: v * (1 / length), vector)
 
     def loss(params: Any) -> Array:
-        theta = maml.per_task(params, maml.num_tasks(task))
-        return maml.total(sine.loss, task.support)(theta)
+        theta = per_task(params, num_tasks(task))
+        return total(sine.loss, task.support)(theta)
 
     def difference(params: Any, v: Any, h: Any) -> Any:
         up, down = (tree.map(lambda p, v, s=s: p + s * h * v, params, v) for s in (1.0, -1.0))

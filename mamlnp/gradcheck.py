@@ -26,13 +26,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import backend, maml, tree
+from . import backend, tree
 from .array import Array
 from .autodiff import dot, grad, hvp, stop_gradient, tape, vjp
 from .draws import TOLERANCES as TOLERANCES  # for whoever holds more against another
 from .errors import DtypeError, GradientError, MissingRuleError, ShapeError
+from .meta import Algorithm, Gradient, Loss, maml, num_tasks, task_losses
+from .meta.algorithm import watched
 from .op import Op, as_array, describe
 from .ops.shape import concatenate
+from .optim import Optimizer
 from .tasks import Task
 
 Tree = Any
@@ -757,17 +760,22 @@ def check_hvp(
 
 
 def check_meta_gradient(
-    loss: maml.Loss,
+    loss: Loss,
     params: Tree,
     task: Task,
     *,
+    inner_lr: Tree = None,
+    inner_steps: int = 1,
+    first_order: bool = False,
+    inner_optimizer: Optimizer | None = None,
     rng: np.random.Generator | None = None,
-    **inner: Any,
 ) -> Report:
-    """Check the gradient through the inner loop, both ways, against differences of the meta-loss.
+    """Check MAML's gradient through the inner loop, both ways, against finite differences.
 
     Args:
-        loss, params, task, inner: as in :func:`mamlnp.maml.meta_gradient`.
+        loss, params, task, inner_lr, inner_steps, first_order, inner_optimizer: as in
+            :func:`mamlnp.maml.meta_gradient`.
+        rng: of the directions to compare in.
 
     Returns:
         A report whose notes are the relative distances of "explicit product" (the other way to the
@@ -776,36 +784,74 @@ def check_meta_gradient(
     Raises:
         GradientError: backprop is wrong, or the explicit product differs from it.
     """
+
+    def algorithm(first_order: bool = first_order, method: maml.Method = "backprop") -> Algorithm:
+        return maml.MAML(
+            loss,
+            inner_lr=inner_lr,
+            inner_steps=inner_steps,
+            first_order=first_order,
+            inner_optimizer=inner_optimizer,
+            method=method,
+        )
+
+    products = None if inner_optimizer else algorithm(method="hvp").gradient
+    return check_algorithm(
+        algorithm(),
+        params,
+        task,
+        product=products,
+        first_order=algorithm(first_order=True).gradient,
+        name="params",
+        rng=rng,
+    )
+
+
+def check_algorithm(
+    algorithm: Algorithm,
+    meta: Tree,
+    task: Task,
+    *,
+    product: Gradient | None = None,
+    first_order: Gradient | None = None,
+    name: str = "meta",
+    rng: np.random.Generator | None = None,
+) -> Report:
+    """Check an algorithm's gradient through all that it does to adapt.
+
+    Args:
+        algorithm: whose gradient goes back through ``adapt`` (:func:`mamlnp.meta.through`).
+        meta: what it differentiates by.
+        task: the meta-batch.
+        product: another way to the same gradient; the report notes its distance.
+        first_order: another gradient, whose distance is noted too.
+        name: what the report calls meta.
+        rng: of the directions to compare in.
+
+    Raises:
+        GradientError: the gradient is not that of the summed query losses, or ``product`` differs
+            from it.
+    """
     rng = np.random.default_rng(0) if rng is None else rng
-    params = _as_float64("check_meta_gradient", "params", params)
+    meta = _as_float64("check_meta_gradient", name, meta)
     task = tree.map(_in_float64, task)
-    how = {k: v for k, v in inner.items() if k not in ("method", "learn_inner_lr")}
-    meta = {"params": params}
-    if inner.get("learn_inner_lr"):
-        alpha = maml.learnable(how.pop("inner_lr", None), params)
-        meta["inner_lr"] = tree.map(_in_float64, alpha)
-    leaves = tree.leaves(meta)
 
     def objective(*xs: Array) -> list[Array]:
-        here = tree.unflatten(meta, xs)
-        return [maml.meta_loss(loss, here.pop("params"), task, **here, **how).sum()]
+        adapted = algorithm.adapt(tree.unflatten(meta, xs), task.support)
+        return [task_losses(algorithm.loss, adapted, task.query).sum()]
 
-    names = [path for name, part in meta.items() for path, _ in tree.items(part, name)]
-    report = Report(_compared_once(objective, leaves, names, ("meta-gradient", 1), rng))
+    names = [path for path, _ in tree.items(meta, name)]
+    report = Report(_compared_once(objective, tree.leaves(meta), names, ("meta-gradient", 1), rng))
     if report.verdict != "not deterministic":
         for batch in task:
-            check_tasks(loss, maml.per_task(params, maml.num_tasks(batch)), batch)
+            check_tasks(algorithm.loss, algorithm.adapt(meta, task.support), batch)
     if report.failures:
         raise _error("check_meta_gradient", report, "Check the loss with check_grads.")
-
-    def gradient(**changes: Any) -> Tree:
-        return maml.meta_gradient(loss, task=task, **{**inner, **meta, **changes})[1]
-
-    exact = gradient(method="backprop")
-    first_order = gradient(method="backprop", first_order=True)
-    report.notes["first order"] = distance(first_order, exact)
-    if inner.get("inner_optimizer") is None:
-        apart = report.notes["explicit product"] = distance(gradient(method="hvp"), exact)
+    exact = algorithm.gradient(meta, task)[1]
+    if first_order is not None:
+        report.notes["first order"] = distance(first_order(meta, task)[1], exact)
+    if product is not None:
+        apart = report.notes["explicit product"] = distance(product(meta, task)[1], exact)
         if apart > TOLERANCES["rounding"]:
             raise GradientError(
                 f"check_meta_gradient: backprop and the explicit product differ by {apart:.1e}, "
@@ -838,14 +884,14 @@ def debug_tasks() -> Iterator[None]:
         ...
     mamlnp.errors.ShapeError: loss: task 0's is ... It depends on other tasks' params['b'] ...
     """
-    before, maml.watched.check = maml.watched.check, check_tasks
+    before, watched.check = watched.check, check_tasks
     try:
         yield
     finally:
-        maml.watched.check = before
+        watched.check = before
 
 
-def check_tasks(loss: maml.Loss, params: Tree, batch: Tree) -> None:
+def check_tasks(loss: Loss, params: Tree, batch: Tree) -> None:
     """Is the loss of one task alone what it is among others? Close to params, where every task has
     its own copy of them; a loss that is random, or not finite there, is not judged.
 
@@ -856,7 +902,7 @@ def check_tasks(loss: maml.Loss, params: Tree, batch: Tree) -> None:
     Raises:
         ShapeError: it is not: a task's loss depends on other tasks.
     """
-    tasks = maml.num_tasks(batch)
+    tasks = num_tasks(batch)
     params, batch = stop_gradient(params), stop_gradient(batch)
     if tasks < 2 or not all(backend.is_native(x.value) for x in tree.leaves((params, batch))):
         return

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import maml, tree
+from . import tree
 from .array import Array, array
 from .autodiff import grad, tape
 from .errors import DeviceError
+from .meta import maml
 from .op import serials
 from .ops.elementwise import tanh
 from .ops.linear import matmul

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import maml, tree
+from . import tree
 from .array import Array, array
 from .autodiff import dot
 from .backend import to_host
 from .compile import compile
+from .meta import Algorithm, Gradient, num_tasks, per_task, task_losses
 from .tasks import Task
 
 GRID = 41
@@ -38,33 +39,30 @@ class Landscape(NamedTuple):
 
 
 def around(
-    loss: maml.Loss,
+    algorithm: Algorithm,
     params: Any,
     task: Task,
     *,
+    beside: Gradient,
     radius: float,
-    inner_lr: float,
-    inner_steps: int = 1,
     points: int = GRID,
 ) -> Landscape:
     """The landscape of theta -> mean over tasks of L_i(theta_i').
 
     Args:
-        loss: (params, batch) -> (T,).
+        algorithm: MAML, whose meta is theta.
         params: theta, at the origin.
         task: the tasks.
+        beside: the other gradient in the plane, such as first order's.
         radius: how far to look, as a distance in parameter space.
-        inner_lr, inner_steps: of the inner loop.
         points: along each side of the grid.
     """
-    how: dict[str, Any] = {"inner_lr": inner_lr, "inner_steps": inner_steps}
-    tasks = maml.num_tasks(task)
+    tasks = num_tasks(task)
 
-    def descent(first_order: bool) -> Any:
-        _, grads = maml.meta_gradient(loss, params, task, first_order=first_order, **how)
-        return tree.map(lambda g: g * (-1.0 / tasks), grads)
+    def descent(gradient: Gradient) -> Any:
+        return tree.map(lambda g: g * (-1.0 / tasks), gradient(params, task)[1])
 
-    down = [descent(first_order) for first_order in (False, True)]
+    down = [descent(gradient) for gradient in (algorithm.gradient, beside)]
     second, first = down
     lengths = [float(np.sqrt(dot(d, d).item())) for d in down]
     cosine = dot(second, first).item() / (lengths[0] * lengths[1])
@@ -77,10 +75,11 @@ def around(
         return tree.map(lambda p, x, y: p + a * x + b * y, params, along, across)
 
     def after(a: Array, b: Array) -> Array:
-        return maml.meta_loss(loss, moved(a, b), task, **how).mean()
+        adapted = algorithm.adapt(moved(a, b), task.support)
+        return task_losses(algorithm.loss, adapted, task.query).mean()
 
     def unadapted(a: Array, b: Array) -> Array:
-        return maml.task_losses(loss, maml.per_task(moved(a, b), tasks), task.query).mean()
+        return task_losses(algorithm.loss, per_task(moved(a, b), tasks), task.query).mean()
 
     grid = np.linspace(-radius, radius, points)
     dtype = to_host(tree.leaves(params)[0].value).dtype

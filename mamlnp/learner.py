@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from . import maml, nn, tree
+from . import nn, tree
 from .array import Array
 from .errors import DataError, DtypeError, ShapeError
+from .meta import Algorithm
 from .op import as_array
 from .ops.reduce import softmax
 from .ops.shape import concatenate
@@ -62,18 +64,16 @@ class Learner:
 
     Attributes:
         network: what theta parametrises.
-        loss: what the inner loop descends, (params, batch) -> (T,).
+        algorithm: of a number of inner steps: how theta adapts.
         params: theta, or theta' once adapted; no task axis.
-        inner_lr: alpha, for every leaf.
         inner_steps: how many an adaptation takes if it is not told.
         input_shape: of one example.
         about: where it comes from: experiment, settings, scores.
     """
 
     network: nn.Network
-    loss: maml.Loss
+    algorithm: Callable[[int], Algorithm]
     params: Any
-    inner_lr: Any
     inner_steps: int
     input_shape: tuple[int, ...]
     about: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -118,9 +118,7 @@ class Learner:
             self.inputs(x)[None], (y.astype(np.float32) if y.dtype.kind == "f" else y)[None]
         )
         steps = self.inner_steps if inner_steps is None else inner_steps
-        adapted = maml.adapt(
-            self.loss, self.params, support, inner_steps=steps, inner_lr=self.inner_lr
-        )
+        adapted = self.algorithm(steps).adapt(self.params, support)
         return replace(self, params=tree.map(lambda leaf: leaf[0], adapted))
 
     def predict(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:

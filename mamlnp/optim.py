@@ -8,11 +8,12 @@ Array (from 0), written in ops too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from . import tree
 from .array import Array
+from .errors import ShapeError
 from .ops.elementwise import astype, clip, cos, expm1, minimum, neg, ones_like, sqrt, zeros_like
 
 Tree = Any
@@ -127,17 +128,54 @@ def clipped(optimizer: Optimizer, bound: float) -> Optimizer:
     return Optimizer(optimizer.init, update)
 
 
+def parts(rules: Mapping[str, Optimizer]) -> Optimizer:
+    """Each part of a dict by a rule of its own.
+
+    Raises:
+        ShapeError: there are other parts than rules.
+
+    >>> from mamlnp import array
+    >>> rule = parts({"theta": sgd(1.0), "alpha": sgd(0.5)})
+    >>> theta = {"theta": array(0.0), "alpha": array(1.0)}
+    >>> rule.update(theta, {"theta": 1.0, "alpha": 1.0}, rule.init(theta))[0]
+    {'theta': Array(-1.), 'alpha': Array(0.5)}
+    """
+
+    def init(params: Tree) -> dict[str, Any]:
+        if params.keys() != rules.keys():
+            raise ShapeError(
+                f"parts: the rules are for {', '.join(rules)} but the parameters have "
+                f"{', '.join(params)}. Pass one rule for each part."
+            )
+        states = {name: rule.init(params[name]) for name, rule in rules.items()}
+        return {"step": _zero(params), "parts": states}
+
+    def update(params: Tree, grads: Tree, state: dict[str, Any]) -> tuple[Tree, dict[str, Any]]:
+        new = {
+            name: rule.update(params[name], grads[name], state["parts"][name])
+            for name, rule in rules.items()
+        }
+        return (
+            {name: moved for name, (moved, _) in new.items()},
+            {"step": state["step"] + 1, "parts": {name: after for name, (_, after) in new.items()}},
+        )
+
+    return Optimizer(init, update)
+
+
 # ---- what no descent can be made of
 
 
-def check_steps(inner_steps: int) -> None:
+def check_steps(inner_steps: int, least: int = 0) -> None:
     """Refuse what is no number of steps.
 
     Raises:
-        ValueError: it is negative or not whole.
+        ValueError: it is not whole, or below ``least``.
     """
-    if not hasattr(inner_steps, "__index__") or inner_steps < 0:
-        raise ValueError(f"adapt: inner_steps is {inner_steps!r}. Pass a whole number, 0 or more.")
+    if not hasattr(inner_steps, "__index__") or inner_steps < least:
+        raise ValueError(
+            f"adapt: inner_steps is {inner_steps!r}. Pass a whole number, {least} or more."
+        )
 
 
 def check_rate(inner_lr: Any) -> None:

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
-from . import maml, tree
+from . import tree
 from .array import Array
 from .backend import device_of, namespace_of
 from .backend.machine import cores, one_blas_thread
 from .compile import compile
 from .errors import ShapeError
+from .meta import Algorithm, Gradient, num_tasks
 from .ops.elementwise import add
 from .ops.shape import concatenate
 from .optim import Optimizer
@@ -52,7 +53,7 @@ def split(task: Tree, chunks: int | None) -> list[Tree]:
         chunks = 1
     if chunks == 1:
         return [task]
-    tasks = maml.num_tasks(task)
+    tasks = num_tasks(task)
     chunks = tasks if chunks is None else chunks
     if not 1 <= chunks <= tasks:
         raise ShapeError(
@@ -122,33 +123,40 @@ def _joined(parts: list[tuple[Array, Tree]]) -> tuple[Array, Tree]:
 
 
 def meta_gradient(
-    loss: maml.Loss,
+    gradient: Gradient,
     *,
     chunks: int | None = None,
     threads: int | None = None,
     compiled: bool = True,
     check: bool = True,
-    **how: Any,
-) -> Callable[[Tree, Task], tuple[Array, Tree]]:
-    """:func:`mamlnp.maml.meta_gradient` as a function of (params, task), in chunks over threads.
+) -> Gradient:
+    """An algorithm's gradient, in chunks over threads.
 
     Args:
-        loss: (params, batch) -> (T,).
+        gradient: (meta, task) -> (query losses (T,), the sum over tasks of their gradients), such
+            as ``MAML(loss, inner_lr=0.01).gradient``.
         chunks, threads, compiled, check: as in :func:`over_tasks`.
-        how: as in :func:`mamlnp.maml.meta_gradient`.
     """
-
-    def gradient(params: Tree, task: Task) -> tuple[Array, Tree]:
-        return maml.meta_gradient(loss, params, task, **how)
-
+    gradient = _function(gradient)
     of_chunks = over_tasks(gradient, chunks=chunks, threads=threads, compiled=compiled, check=check)
     joined = compile(_joined, check=check) if compiled else _joined
 
-    def of_all(params: Tree, task: Task) -> tuple[Array, Tree]:
-        parts = of_chunks(params, task)
+    def of_all(meta: Tree, task: Task) -> tuple[Array, Tree]:
+        parts = of_chunks(meta, task)
         return joined(parts) if len(parts) > 1 else parts[0]
 
     return of_all
+
+
+def _function(gradient: Any) -> Gradient:
+    """Refuse what is no gradient.
+
+    Raises:
+        TypeError: it is an Algorithm.
+    """
+    if isinstance(gradient, Algorithm):
+        raise TypeError("parallel: got an Algorithm, not its gradient. Pass algorithm.gradient.")
+    return gradient
 
 
 def _over_ranks(ranks: Ranks, tasks: int, losses: Array, grads: Tree) -> tuple[Array, Tree]:
@@ -161,7 +169,7 @@ def _over_ranks(ranks: Ranks, tasks: int, losses: Array, grads: Tree) -> tuple[A
 
 
 def meta_step(
-    loss: maml.Loss,
+    gradient: Gradient,
     *,
     optimizer: Optimizer,
     chunks: int | None = None,
@@ -170,44 +178,44 @@ def meta_step(
     check: bool = True,
     ranks: Ranks | None = None,
     meta_batch_size: int = 0,
-    **how: Any,
 ) -> Callable[[Tree, Tree, Task], tuple[Tree, dict[str, Any], Array]]:
-    """:func:`mamlnp.maml.meta_step` as a function of (params, opt_state, task), in chunks over
-    threads; the sum over chunks and the optimiser's update are one replay.
+    """The outer loop's update as a function of (meta, opt_state, task), in chunks over threads; the
+    sum over chunks and the optimiser's update are one replay.
 
     Args:
-        loss, chunks, threads, compiled, check, how: as in :func:`meta_gradient`.
+        gradient, chunks, threads, compiled, check: as in :func:`meta_gradient`.
         optimizer: of the outer loop.
         ranks: the processes that share each meta-batch; each is given its own tasks, and all get
             the same results, the losses of all tasks among them. This one alone if not given.
         meta_batch_size: how many tasks all ranks have together.
-    """
 
-    def gradient(params: Tree, task: Task) -> tuple[Array, Tree]:
-        return maml.meta_gradient(loss, params, task, **how)
+    Returns:
+        A function that gives (new meta, new opt_state, query losses (T,)).
+    """
+    gradient = _function(gradient)
 
     def update(
-        params: Tree, opt_state: Tree, parts: list[tuple[Array, Tree]]
+        meta: Tree, opt_state: Tree, parts: list[tuple[Array, Tree]]
     ) -> tuple[Tree, dict[str, Any], Array]:
         losses, grads = _joined(parts)
-        params, opt_state = optimizer.update(params, grads, opt_state)
-        return params, opt_state, losses
+        meta, opt_state = optimizer.update(meta, grads, opt_state)
+        return meta, opt_state, losses
 
-    def whole(params: Tree, opt_state: Tree, task: Task) -> tuple[Tree, dict[str, Any], Array]:
-        return maml.meta_step(loss, params, opt_state, task, optimizer=optimizer, **how)
+    def whole(meta: Tree, opt_state: Tree, task: Task) -> tuple[Tree, dict[str, Any], Array]:
+        return update(meta, opt_state, [gradient(meta, task)])
 
     at_once = compile(whole, check=check) if compiled else whole
     of_chunks = over_tasks(gradient, chunks=chunks, threads=threads, compiled=compiled, check=check)
     updated = compile(update, check=check) if compiled else update
     joined = compile(_joined, check=check) if compiled else _joined
 
-    def step(params: Tree, opt_state: Tree, task: Task) -> Any:
+    def step(meta: Tree, opt_state: Tree, task: Task) -> Any:
         if ranks is not None and ranks.size > 1:
-            here = joined(of_chunks(params, task))
-            return updated(params, opt_state, [_over_ranks(ranks, meta_batch_size, *here)])
+            here = joined(of_chunks(meta, task))
+            return updated(meta, opt_state, [_over_ranks(ranks, meta_batch_size, *here)])
         if chunks == 1 or (chunks is None and not on_host(task)):
             with one_blas_thread():
-                return at_once(params, opt_state, task)
-        return updated(params, opt_state, of_chunks(params, task))
+                return at_once(meta, opt_state, task)
+        return updated(meta, opt_state, of_chunks(meta, task))
 
     return step

@@ -76,12 +76,13 @@ def test_parameters_tasks_and_states_of_plain_arrays_keep_their_numbers():
 
     adam = ml.optim.adam(0.1)
     how = {"optimizer": adam, "inner_lr": 0.1}
+    gradient = ml.meta.MAML(loss, inner_lr=0.1).gradient
 
     def eager(params, state, task):
         return ml.maml.meta_step(loss, params, state, task, **how)
 
     expected = None
-    for step in (eager, ml.compile(eager), ml.parallel.meta_step(loss, **how)):
+    for step in (eager, ml.compile(eager), ml.parallel.meta_step(gradient, optimizer=adam)):
         params, task = fresh()
         state = adam.init(params)
         for _ in range(3):

@@ -21,7 +21,7 @@ from hypothesis import given, settings, strategies as st
 from strategies import Program
 
 import mamlnp as ml
-from mamlnp import array, checks, grad, maml, tree
+from mamlnp import array, checks, grad, tree
 from mamlnp.array import Array
 from mamlnp.backend.machine import Blas
 from mamlnp.compile import PASSES, passes, plan as planning
@@ -173,21 +173,20 @@ def test_a_layer_replays_without_a_pass(name, without):
     equals_eager(f, *calls, without=without, scale=1.0)
 
 
-META = checks._meta_gradients()
+META = checks._algorithms()
 
 
 def meta_calls(name, method, dtype=np.float64):
-    loss, params, task, inner = META[name]
+    make, theta, task = META[name]
     rng = np.random.default_rng(0)
-
-    def f(params, task):
-        return maml.meta_gradient(loss, params, task, method=method, **inner)
+    algorithm = make() if method == "backprop" else make(method=method)
+    f = algorithm.gradient
 
     def typed(x):
         x = np.asarray(x.value if isinstance(x, Array) else x)
         return x.astype(dtype) if x.dtype.kind == "f" else x
 
-    calls = [tree.map(typed, (params, task))]
+    calls = [tree.map(typed, (algorithm.init(theta), task))]
     calls.append(tree.map(lambda x: shuffled(x, rng), calls[0]))
     return f, calls
 
@@ -213,11 +212,16 @@ def test_a_meta_gradient_replays_without_a_pass(without):
 
 
 def test_the_hessian_of_a_meta_loss_replays():
-    loss, _, _, inner = META["MAML, mlp, 1 step"]
+    make, *_ = META["MAML, mlp, 1 step"]
+    algorithm = make()
     _, calls = meta_calls("MAML, mlp, 1 step", "backprop")
 
     def f(params, task):
-        return ml.hvp(lambda p: maml.meta_loss(loss, p, task, **inner).sum(), params, params)
+        def meta_loss(params):
+            adapted = algorithm.adapt(params, task.support)
+            return algorithm.loss(adapted, task.query).sum()
+
+        return ml.hvp(meta_loss, params, params)
 
     equals_eager(f, *calls, scale=1.0)
 
@@ -1329,11 +1333,13 @@ def test_a_compiled_function_may_call_itself_on_what_is_known():
 
 @pytest.mark.parametrize("name", META)
 def test_a_dropped_plan_leaves_nothing_to_the_garbage_collector(name):
-    loss, params, task, inner = META[name]
+    make, theta, task = META[name]
+    algorithm = make()
+    meta = algorithm.init(theta)
 
     def planned():
-        run = ml.compile(lambda params, task: maml.meta_gradient(loss, params, task, **inner))
-        run(params, task)
+        run = ml.compile(lambda meta, task: algorithm.gradient(meta, task))
+        run(meta, task)
         return [weakref.ref(replay._block) for replay in run.latest().replays]
 
     planned()

@@ -22,7 +22,7 @@ from mamlnp.backend import cublas, cuda_source, reference
 from mamlnp.errors import CaptureError, DeviceError, ShapeError
 from mamlnp.gradcheck import TOLERANCES
 
-META = checks._meta_gradients()
+META = checks._algorithms()
 DTYPES = [np.float32, np.float64, np.int64, np.int32, np.uint8]
 
 
@@ -182,16 +182,17 @@ def on_device(x: Any) -> Any:
 
 def meta_step(name: str, dtype: Any, *, check: bool = True) -> tuple[Any, Any]:
     """A step and its arguments, in NumPy's arrays."""
-    loss, params, task, inner = META[name]
+    make, theta, task = META[name]
+    algorithm = make()
     optimizer = optim.adam(0.01)
 
     def typed(x: Any) -> Any:
         x = x.numpy() if isinstance(x, ml.Array) else np.asarray(x)
         return x.astype(dtype) if x.dtype.kind == "f" else x
 
-    params, task = tree.map(typed, (params, task))
+    params, task = tree.map(typed, (algorithm.init(theta), task))
     state = tree.map(typed, optimizer.init(tree.map(ml.array, params)))
-    step = parallel.meta_step(loss, optimizer=optimizer, check=check, **inner)
+    step = parallel.meta_step(algorithm.gradient, optimizer=optimizer, check=check)
     return step, (params, state, task)
 
 

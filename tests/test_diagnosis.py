@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mamlnp import array, conformance, maml, nn, tree
+from mamlnp import array, conformance, maml, meta, nn, tree
 from mamlnp.autodiff import dot, grad, vjp
 from mamlnp.cli import main
 from mamlnp.conformance import CASES, MISTAKES, RIGHT, Variant, cases, named
@@ -122,13 +122,13 @@ def test_saved_statistics_are_right_once_and_constants_afterwards(values: bool) 
 def test_only_the_last_step_has_one_factor_of_the_product() -> None:
     case = known()["sine-5-steps"]
     inner, outer = case.losses("batch")
-    theta = maml.per_task(case.params, 3)
+    theta = meta.per_task(case.params, 3)
     for _ in range(4):
-        theta = maml.descend(theta, grad(maml.total(inner, case.task.support))(theta), 0.1)
+        theta = maml.descend(theta, grad(meta.total(inner, case.task.support))(theta), 0.1)
 
     def last(theta: Any) -> Any:
-        grads = grad(maml.total(inner, case.task.support))(theta)
-        return maml.total(outer, case.task.query)(maml.descend(theta, grads, 0.1))
+        grads = grad(meta.total(inner, case.task.support))(theta)
+        return meta.total(outer, case.task.query)(maml.descend(theta, grads, 0.1))
 
     expected = tree.map(lambda g: g.sum(0), grad(last)(theta))
     found = case.meta_gradient(Variant(differentiated="last step"))

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import itertools
 import json
 import signal
@@ -16,6 +17,7 @@ from PIL import Image
 from mamlnp import array, backend, maml, parallel, tree
 from mamlnp.errors import DataError
 from mamlnp.experiments import classification, loop, miniimagenet, omniglot, sine
+from mamlnp.experiments.experiment import Supervised
 from mamlnp.experiments.scores import Row, adaptation_scores, as_records, as_table, rows
 from mamlnp.runs import CHECKPOINT, create_run
 from mamlnp.tasks import Batch, Task, counted_rng
@@ -45,8 +47,8 @@ def made_up_characters() -> omniglot.Data:
 
 
 CASES: dict[str, tuple[Any, Any, Any]] = {
-    "sine": (sine, SINE, sine.load(SINE)),
-    "omniglot": (omniglot, OMNIGLOT, made_up_characters()),
+    "sine": (sine.EXPERIMENT, SINE, sine.load(SINE)),
+    "omniglot": (omniglot.EXPERIMENT, OMNIGLOT, made_up_characters()),
 }
 
 
@@ -108,7 +110,7 @@ def test_the_number_of_threads_does_not_change_a_bit(tmp_path: Path) -> None:
     data = made_up_characters()
     runs = [
         trained(
-            ("omniglot", omniglot, dataclasses.replace(config, threads=threads), data),
+            ("omniglot", omniglot.EXPERIMENT, dataclasses.replace(config, threads=threads), data),
             tmp_path / str(threads),
         )
         for threads in (1, 2, 3)
@@ -169,18 +171,18 @@ def test_the_sine_takes_one_and_two_inner_steps_in_turn_and_the_papers_preset_on
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
-    original = parallel.meta_step
+    make = sine.algorithm
 
-    def noting(*args: Any, inner_steps: int, **how: Any) -> Any:
-        step = original(*args, inner_steps=inner_steps, **how)
+    def noting(config: sine.Config, inner_steps: int) -> Any:
+        algorithm = make(config, inner_steps)
 
-        def noted(*state: Any) -> Any:
+        def noted(*meta_and_task: Any) -> Any:
             taken.append(inner_steps)
-            return step(*state)
+            return algorithm.gradient(*meta_and_task)
 
-        return noted
+        return algorithm._replace(gradient=noted)
 
-    monkeypatch.setattr(parallel, "meta_step", noting)
+    monkeypatch.setattr(sine, "algorithm", noting)
     for preset, expected in (("today", [1, 2, 1, 2]), ("paper", [1, 1, 1, 1])):
         config = dataclasses.replace(
             sine.PRESETS[preset],
@@ -188,6 +190,7 @@ def test_the_sine_takes_one_and_two_inner_steps_in_turn_and_the_papers_preset_on
             validate_every=4,
             validation_tasks=2,
             baseline_iterations=1,
+            eager=True,
         )
         taken.clear()
         sine.train(config, create_run("sine", config, tmp_path / preset), sine.load(config))
@@ -246,12 +249,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_its_origin_is_named(tmp_path
         sine.train(config, run, sine.load(config))
 
 
-@dataclasses.dataclass(frozen=True)
-class Skipping:
-    meta_iterations: int = 8
-    validate_every: int = 4
-    on_nan: str = "stop"
-    debug_nans: bool = True
+Skipping = functools.partial(Supervised, meta_iterations=8, validate_every=4)
 
 
 def divided(state: Any, drawn: np.ndarray) -> tuple[Any, dict[str, Any]]:
@@ -345,8 +343,8 @@ def test_omniglot_learns_made_up_characters(tmp_path: Path) -> None:
     )
     run = create_run("omniglot", config, tmp_path / "run")
     data = made_up_characters()
-    omniglot.train(config, run, data)
-    table, text = omniglot.evaluate(config, run, data, tasks=30, baselines=True)
+    classification.train(config, run, data)
+    table, text = classification.evaluate(config, run, data, tasks=30, baselines=True)
     at = {(row.setting, row.method, row.steps): row.mean for row in table}
     for asked in ("1 query a class", "15 queries a class"):
         setting = f"omniglot 5-way 1-shot, {asked}"
@@ -366,19 +364,19 @@ def test_omniglot_learns_made_up_characters(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch_norm", ["support", "per-query"])
 def test_evaluation_by_other_statistics_says_so(batch_norm: Any, tmp_path: Path) -> None:
     data = made_up_characters()
-    run = trained(("omniglot", omniglot, OMNIGLOT, data), tmp_path / "run")
-    usual, _ = omniglot.evaluate(OMNIGLOT, run, data, tasks=20)
-    other, text = omniglot.evaluate(OMNIGLOT, run, data, tasks=20, batch_norm=batch_norm)
+    run = trained(("omniglot", omniglot.EXPERIMENT, OMNIGLOT, data), tmp_path / "run")
+    usual, _ = classification.evaluate(OMNIGLOT, run, data, tasks=20)
+    other, text = classification.evaluate(OMNIGLOT, run, data, tasks=20, batch_norm=batch_norm)
     assert f"batch norm {batch_norm}" in text
     assert [row.mean for row in usual] != [row.mean for row in other]
 
 
 def test_a_network_of_vectors_has_no_statistics_of_one_query(tmp_path: Path) -> None:
     config, data = dataclasses.replace(OMNIGLOT, network="mlp"), made_up_characters()
-    run = trained(("omniglot", omniglot, config, data), tmp_path / "run")
-    omniglot.evaluate(config, run, data, tasks=4, batch_norm="support")
+    run = trained(("omniglot", omniglot.EXPERIMENT, config, data), tmp_path / "run")
+    classification.evaluate(config, run, data, tasks=4, batch_norm="support")
     with pytest.raises(DataError, match="per-query has no statistics"):
-        omniglot.evaluate(config, run, data, tasks=4, batch_norm="per-query")
+        classification.evaluate(config, run, data, tasks=4, batch_norm="per-query")
 
 
 def test_a_pretrained_network_learns_all_classes_and_is_fine_tuned(tmp_path: Path) -> None:
@@ -386,12 +384,12 @@ def test_a_pretrained_network_learns_all_classes_and_is_fine_tuned(tmp_path: Pat
         OMNIGLOT, baseline="pretrained", filters=8, meta_iterations=60, validate_every=30
     )
     data = made_up_characters()
-    run = trained(("omniglot", omniglot, config, data), tmp_path / "run")
+    run = trained(("omniglot", omniglot.EXPERIMENT, config, data), tmp_path / "run")
     losses = [float(row["train_loss"]) for row in without_clock(run)]
     assert losses[1] < losses[0] < np.log(32)  # 8 classes, turned four ways
     head = run.load().arrays["best"]["params"]["head"]["w"]
     assert head.shape == (8, 32)
-    table, text = omniglot.evaluate(config, run, data, tasks=30)
+    table, text = classification.evaluate(config, run, data, tasks=30)
     assert {row.method for row in table} == {"pretrained"}
     assert max(row.mean for row in table) > 0.5
     assert "pretrained: fine-tunes" in text
@@ -404,7 +402,7 @@ def test_a_baseline_is_validated_as_it_is_tuned(tmp_path: Path) -> None:
         OMNIGLOT, baseline="pretrained", filters=4, meta_iterations=4, validate_every=2
     )
     data = made_up_characters()
-    run = trained(("omniglot", omniglot, config, data), tmp_path / "run")
+    run = trained(("omniglot", omniglot.EXPERIMENT, config, data), tmp_path / "run")
     last = run.load().arrays["state"]["params"]
     tune = classification.tuner(config, data, "transductive")
     tuned = tune("last", classification._for_tasks(config, loop.from_host(last)))
@@ -482,9 +480,9 @@ def test_presets_are_all_the_settings_and_differ_where_the_authors_do() -> None:
 @pytest.mark.parametrize("changes", [{"meta_optimizer": "sgd"}, {"clip": 1e-3}])
 def test_the_meta_update_is_the_one_asked_for(changes: Any, tmp_path: Path) -> None:
     data = made_up_characters()
-    usual = trained(("omniglot", omniglot, OMNIGLOT, data), tmp_path / "usual")
+    usual = trained(("omniglot", omniglot.EXPERIMENT, OMNIGLOT, data), tmp_path / "usual")
     config = dataclasses.replace(OMNIGLOT, meta_iterations=1, **changes)
-    other = trained(("omniglot", omniglot, config, data), tmp_path / "other")
+    other = trained(("omniglot", omniglot.EXPERIMENT, config, data), tmp_path / "other")
     state = other.load().arrays["state"]
     assert ("m" in state["opt"]) == ("clip" in changes)
     if "clip" in changes:  # m is a tenth of the gradient, bounded for the sum of two tasks
@@ -496,8 +494,15 @@ def test_the_meta_update_is_the_one_asked_for(changes: Any, tmp_path: Path) -> N
 def test_adaptation_scores_are_those_of_adapt() -> None:
     params = sine.initial_params(SINE)
     task = sine.load(SINE).sample(3, num_shots=5, num_queries=7, rng=np.random.default_rng(0))
-    scores = adaptation_scores(sine.loss, sine._error, params, task, steps=range(3), inner_lr=0.01)
-    some = adaptation_scores(sine.loss, sine._error, params, task, steps=(0, 2), inner_lr=0.01)
+    scores, some = (
+        adaptation_scores(
+            maml.inner_loop(sine.loss, params, task.support, inner_lr=0.01),
+            sine._error,
+            task,
+            steps=steps,
+        )
+        for steps in (range(3), (0, 2))
+    )
     np.testing.assert_array_equal(some.numpy(), scores.numpy()[[0, 2]])
     for steps in range(3):
         adapted = maml.adapt(sine.loss, params, task.support, inner_lr=0.01, inner_steps=steps)
@@ -534,10 +539,7 @@ def test_fine_tuning_step_size_is_tuned_on_the_tasks_given() -> None:
     task = sine.load(SINE).sample(50, num_shots=5, num_queries=20, rng=np.random.default_rng(0))
     params = sine.initial_params(SINE)
     chosen = sine._tuned_lr(params, Task(*task))
-    errors = {
-        lr: adaptation_scores(sine.loss, sine._error, params, task, steps=(10,), inner_lr=lr).mean()
-        for lr in sine.FINE_TUNING_LRS
-    }
+    errors = {lr: sine._scores(params, task, lr)[10].mean() for lr in sine.FINE_TUNING_LRS}
     assert chosen == min(errors, key=errors.__getitem__)
 
 

@@ -15,7 +15,7 @@ from mamlnp import array, check_grads, check_hvp, check_meta_gradient, maml
 from mamlnp.autodiff import checkpoint, stop_gradient
 from mamlnp.draws import Draw, one
 from mamlnp.errors import DtypeError, GradientError, MissingRuleError, ShapeError
-from mamlnp.gradcheck import TOLERANCES
+from mamlnp.gradcheck import TOLERANCES, check_algorithm
 from mamlnp.op import Op, registry
 from mamlnp.ops.elementwise import cos, greater, less, neg, sin, where
 from mamlnp.ops.shape import sum_to, swapaxes
@@ -648,22 +648,23 @@ def test_check_meta_gradient_without_adaptation_has_no_second_order():
     assert report.notes == {"first order": 0.0, "explicit product": 0.0}
 
 
-def test_check_meta_gradient_covers_learned_rates():
+def test_check_algorithm_covers_learned_rates():
     loss, params, task = regression(ml.tanh)
     rates = {"linear1": {"w": 0.1, "b": array([0.2, 0.1, 0.1, 0.1, 0.3])}, "linear2": 0.05}
-    report = check_meta_gradient(
-        loss, params, task, inner_lr=rates, inner_steps=2, learn_inner_lr=True
+    meta = {"params": params, "inner_lr": ml.tree.map(np.asarray, rates)}
+    algorithm, products = (
+        ml.meta.MetaSGD(loss, inner_lr=0.1, inner_steps=2, method=method)
+        for method in ("backprop", "hvp")
     )
+    report = check_algorithm(algorithm, meta, task, product=products.gradient)
     names = [c.argument for c in report.comparisons]
     assert names[4:] == [
-        "inner_lr['linear1']['w']",
-        "inner_lr['linear1']['b']",
-        "inner_lr['linear2']",
+        "meta['inner_lr']['linear1']['w']",
+        "meta['inner_lr']['linear1']['b']",
+        "meta['inner_lr']['linear2']",
     ]
     assert report.error() < TOLERANCES["difference"]
     assert report.notes["explicit product"] < TOLERANCES["rounding"]
-    with pytest.raises(ValueError, match="there is no inner_lr"):
-        check_meta_gradient(loss, params, task, learn_inner_lr=True)
 
 
 def test_check_meta_gradient_takes_an_inner_optimizer():

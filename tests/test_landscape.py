@@ -12,6 +12,7 @@ from mamlnp.cli import main
 from mamlnp.experiments import sine
 from mamlnp.landscape import around
 from mamlnp.losses import mse
+from mamlnp.meta import MAML
 from mamlnp.tasks.sinusoid import Sinusoids
 
 NETWORK = nn.mlp((1, 8, 1), activation=np.tanh, weights=nn.fan_in)
@@ -27,7 +28,9 @@ def found() -> Any:
     params = NETWORK.init(rng=np.random.default_rng(0), dtype=np.float64)
     drawn = Sinusoids().sample(5, num_shots=4, num_queries=6, rng=np.random.default_rng(1))
     task = tree.map(lambda x: x.astype(np.float64), drawn)
-    return params, task, around(loss, params, task, radius=1e-3, points=3, **HOW)
+    second, first = (MAML(loss, first_order=order, **HOW) for order in (False, True))
+    landscape = around(second, params, task, beside=first.gradient, radius=1e-3, points=3)
+    return params, task, landscape
 
 
 def test_its_centre_is_theta(found: Any) -> None:

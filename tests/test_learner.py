@@ -35,7 +35,7 @@ def as_task(support: Any, query: Any) -> Task:
 def test_a_classifier_adapts_and_predicts_as_the_inner_loop_does(batch_norm: Any) -> None:
     model, inputs = classifier(), (255 - IMAGES).astype(np.float32) / 255  # ink is bright
     task = as_task(inputs[:3], inputs[3:])
-    theta = maml.adapt(model.loss, model.params, task.support, inner_lr=2.0, inner_steps=2)
+    theta = model.algorithm(2).adapt(model.params, task.support)
     logits = query_logits(model.network, theta, task, batch_norm).numpy()[0]
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     adapted = model.adapt(IMAGES[:3], LABELS, inner_steps=2)
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None
 
 
 def test_every_experiment_has_a_command() -> None:
-    assert all(hasattr(module, "learner") for module in EXPERIMENTS.values())
+    assert all(callable(experiment.learner) for experiment in EXPERIMENTS.values())
 
 
 def test_one_class_and_one_image_of_two_are_warned_of() -> None:

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 import mamlnp as ml
-from mamlnp import Batch, Task, array, check_meta_gradient, grad, maml, nn, optim, tree
+from mamlnp import Batch, Task, array, check_meta_gradient, grad, maml, meta, nn, optim, tree
 from mamlnp.errors import DtypeError, ShapeError
-from mamlnp.gradcheck import TOLERANCES, distance
+from mamlnp.gradcheck import TOLERANCES, check_algorithm, distance
 from mamlnp.losses import cross_entropy, mse
+from mamlnp.meta import MetaSGD
 from mamlnp.op import recording
 
 ROUNDING = TOLERANCES["rounding"]
@@ -37,7 +38,7 @@ def apart(a, b):
 
 
 class Problem(NamedTuple):
-    loss: maml.Loss
+    loss: meta.Loss
     params: dict
     task: Task
 
@@ -118,7 +119,7 @@ def single(task, t):
 def test_adapt_is_a_loop_over_tasks_and_steps(problem, inner_steps):
     loss, params, task = problem
     adapted = maml.adapt(loss, params, task.support, inner_lr=0.1, inner_steps=inner_steps)
-    for t in range(maml.num_tasks(task.support)):
+    for t in range(meta.num_tasks(task.support)):
         theta = params
         for _ in range(inner_steps):
             # One task of its own, whose parameters have no task axis at all.
@@ -139,7 +140,7 @@ def test_the_inner_loop_gives_every_step():
 
 def test_adaptation_learns_the_support_set():
     loss, params, task = regression()
-    before = loss(maml.per_task(params, 3), task.support).numpy()
+    before = loss(meta.per_task(params, 3), task.support).numpy()
     adapted = maml.adapt(loss, params, task.support, inner_lr=0.05, inner_steps=20)
     assert (loss(adapted, task.support).numpy() < 0.7 * before).all()
 
@@ -336,20 +337,31 @@ def test_float32_follows_float64(problem, method):
 # ---- learned rates
 
 
+def learned_rates(loss, params, task, alpha, inner_steps, method="backprop"):
+    """Meta-SGD's query losses, its gradient by theta, and that by alpha."""
+    dtype = tree.leaves(params)[0].dtype
+    meta = {"params": params, "inner_lr": tree.map(lambda a: np.asarray(a, dtype), alpha)}
+    algorithm = MetaSGD(loss, inner_lr=0.1, inner_steps=inner_steps, method=method)
+    losses, grads = algorithm.gradient(meta, task)
+    return losses, grads["params"], grads["inner_lr"]
+
+
 @each_rate
 @pytest.mark.parametrize("inner_steps", [1, 2])
 def test_learned_rates_both_ways_and_by_finite_differences(rate, inner_steps):
     loss, params, task = regression()
     alpha = rate(params)
-    how = {"inner_lr": alpha, "inner_steps": inner_steps, "learn_inner_lr": True}
-    losses, (grads, by_alpha) = maml.meta_gradient(loss, params, task, **how)
+    problem = loss, params, task, alpha, inner_steps
+    losses, grads, by_alpha = learned_rates(*problem)
     _, plain = maml.meta_gradient(loss, params, task, inner_lr=alpha, inner_steps=inner_steps)
     assert apart(grads, plain) < ROUNDING
-    other_losses, other = maml.meta_gradient(loss, params, task, method="hvp", **how)
+    other_losses, *other = learned_rates(*problem, "hvp")
     close(other_losses, losses)
-    assert apart(other, (grads, by_alpha)) < ROUNDING
+    assert apart(other, [grads, by_alpha]) < ROUNDING
     tree.map(lambda g, a: np.testing.assert_equal(g.shape, array(a).shape), by_alpha, alpha)
-    report = check_meta_gradient(loss, params, task, **how)
+    meta = {"params": params, "inner_lr": tree.map(np.float64, alpha)}
+    algorithm = MetaSGD(loss, inner_lr=0.1, inner_steps=inner_steps)
+    report = check_algorithm(algorithm, meta, task)
     assert report.error() < TOLERANCES["difference"]
     assert len(report.comparisons) == len(tree.leaves([params, alpha]))
 
@@ -361,18 +373,15 @@ def test_learned_rates_keep_float32(rate, method):
         lambda x: x.astype(np.float32) if hasattr(x, "dtype") else x, regression()
     )
     alpha = tree.map(lambda a: a.astype(np.float32) if hasattr(a, "shape") else a, rate(params))
-    how = {"inner_lr": alpha, "inner_steps": 2, "learn_inner_lr": True, "method": method}
-    _, result = maml.meta_gradient(loss, params, task, **how)
+    _, *result = learned_rates(loss, params, task, alpha, 2, method)
     assert {g.dtype for g in tree.leaves(result)} == {np.dtype(np.float32)}
 
 
 @methods
 def test_the_first_step_along_alpha_is_minus_the_product_of_gradients(method):
     loss, params, task = regression()
-    _, (_, by_alpha) = maml.meta_gradient(
-        loss, params, task, inner_lr=0.0, learn_inner_lr=True, method=method
-    )
-    theta = maml.per_task(params, 3)
+    *_, by_alpha = learned_rates(loss, params, task, 0.0, 1, method)
+    theta = meta.per_task(params, 3)
     support, query = (grad(lambda p, batch=batch: loss(p, batch).sum())(theta) for batch in task)
     close(by_alpha, -ml.dot(support, query).item())
 
@@ -387,12 +396,11 @@ def test_trees_of_tuples_and_lists_work(method):
         named = {name: {"w": w, "b": b} for name, (w, b) in zip(names, listed, strict=True)}
         return loss(named, batch)
 
-    how = {"inner_steps": 2, "learn_inner_lr": True, "method": method}
     for rate in (0.1, [0.1, 0.2, 0.05], [(0.1, 0.2), 0.1, (0.3, 0.05)]):
-        _, (grads, by_alpha) = maml.meta_gradient(of_listed, listed, task, inner_lr=rate, **how)
+        _, grads, by_alpha = learned_rates(of_listed, listed, task, rate, 2, method)
         full = tree.broadcast(rate, listed)
         named = {name: {"w": w, "b": b} for name, (w, b) in zip(names, full, strict=True)}
-        _, (expected, by_named) = maml.meta_gradient(loss, params, task, inner_lr=named, **how)
+        _, expected, by_named = learned_rates(loss, params, task, named, 2, method)
         close(tree.leaves(grads), tree.leaves(expected))
         summed = {
             1: lambda leaves: [sum(leaves)],
@@ -437,8 +445,11 @@ def test_a_quadratic_has_its_closed_form(method, seed, inner_steps, alpha):
             by_alpha += slope @ query_grad
         losses.append((last - d) @ query_grad / 2)
     how = {"inner_lr": alpha, "inner_steps": inner_steps, "method": method}
-    found = maml.meta_gradient(loss, {"theta": theta}, task, learn_inner_lr=True, **how)
-    close(found, (losses, ({"theta": expected}, by_alpha)))
+    found = maml.meta_gradient(loss, {"theta": theta}, task, **how)
+    close(found, (losses, {"theta": expected}))
+    if inner_steps:
+        found = learned_rates(loss, {"theta": theta}, task, alpha, inner_steps, method)
+        close(found, (losses, {"theta": expected}, by_alpha))
 
 
 @methods
@@ -528,22 +539,17 @@ def test_every_task_has_its_own_optimizer(name):
 
 def test_wrong_combinations_are_refused():
     loss, params, task = regression()
-    for extra in ({}, {"inner_lr": 0.1}):
-        with pytest.raises(ValueError, match=r"'hvp' is for plain gradient descent.*backprop"):
-            maml.meta_gradient(
-                loss, params, task, method="hvp", inner_optimizer=optim.adam(), **extra
-            )
-    with pytest.raises(ValueError, match="no inner_lr"):
-        maml.meta_gradient(loss, params, task, method="hvp")
-    with pytest.raises(ValueError, match=r"method 'forward'\. Pass 'backprop' or 'hvp'"):
+    with pytest.raises(ValueError, match=r"'hvp' is for plain gradient descent.*backprop"):
+        maml.meta_gradient(loss, params, task, method="hvp", inner_optimizer=optim.adam())
+    with pytest.raises(ValueError, match=r"is 'forward'\. Pass 'backprop' or 'hvp'"):
         maml.meta_gradient(loss, params, task, method="forward", inner_lr=0.1)
     for wrong in ({}, {"inner_lr": 0.1, "inner_optimizer": optim.sgd(0.1)}):
         with pytest.raises(ValueError, match="Pass exactly one of them"):
             maml.adapt(loss, params, task.support, **wrong)
         with pytest.raises(ValueError, match="Pass exactly one of them"):
             maml.meta_gradient(loss, params, task, **wrong)
-    with pytest.raises(ValueError, match="learn_inner_lr"):
-        maml.meta_gradient(loss, params, task, learn_inner_lr=True, inner_optimizer=optim.sgd(0.1))
+    with pytest.raises(ValueError, match=r"inner_steps is 0\. Pass a whole number, 1 or more"):
+        MetaSGD(loss, inner_lr=0.1, inner_steps=0)
     with pytest.raises(ShapeError):
         maml.adapt(loss, params, task.support, inner_lr={"linear1": 0.1})
     with pytest.raises(DtypeError):

@@ -35,8 +35,7 @@ def problem(dtype=np.float32, tasks=4):
     return NETWORK.init(rng=rng, dtype=dtype), ml.Task(batch(4), batch(5))
 
 
-def gradient(params, task):
-    return ml.maml.meta_gradient(loss, params, task, inner_lr=0.1)
+gradient = ml.meta.MAML(loss, inner_lr=0.1).gradient
 
 
 def told(compiled):
@@ -107,11 +106,11 @@ def test_a_fault_of_no_one_pass_is_found_too(monkeypatch):
 def test_a_meta_step_in_chunks_is_held_too(chunks, monkeypatch):
     params, task = problem()
     optimizer = ml.optim.sgd(0.1)
-    how = {"optimizer": optimizer, "chunks": chunks, "inner_lr": 0.1}
+    how = {"optimizer": optimizer, "chunks": chunks}
     plant(monkeypatch, "products", dtype=np.float32, output=1)
     with pytest.raises(CompileError, match="compiled=False"):
-        parallel.meta_step(loss, **how)(params, optimizer.init(params), task)
-    parallel.meta_step(loss, check=False, **how)(params, optimizer.init(params), task)
+        parallel.meta_step(gradient, **how)(params, optimizer.init(params), task)
+    parallel.meta_step(gradient, check=False, **how)(params, optimizer.init(params), task)
 
 
 def test_the_function_runs_eagerly_once_for_a_plan_whatever_the_chunks():
@@ -122,7 +121,9 @@ def test_the_function_runs_eagerly_once_for_a_plan_whatever_the_chunks():
         return loss(params, batch)
 
     params, task = problem()
-    step = parallel.meta_gradient(counted, chunks=None, threads=3, inner_lr=0.1)
+    step = parallel.meta_gradient(
+        ml.meta.MAML(counted, inner_lr=0.1).gradient, chunks=None, threads=3
+    )
     for _ in range(3):
         step(params, task)
     assert runs.count(True) == 2  # one task's support and query

@@ -7,12 +7,16 @@ import mamlnp as ml
 from mamlnp import parallel
 from mamlnp.errors import ShapeError
 from mamlnp.gradcheck import TOLERANCES
+from mamlnp.meta import MAML
 
 NETWORK = ml.nn.mlp((2, 8, 3), weights=ml.nn.xavier)
 
 
 def loss(params, batch):
     return ml.losses.cross_entropy(NETWORK.apply(params, batch.x), batch.y, reduction="mean")
+
+
+ALGORITHM = MAML(loss, inner_lr=0.1)
 
 
 def problem(tasks=7, dtype=np.float64):
@@ -37,12 +41,19 @@ def same_bits(a, b):
     return all(x.numpy().tobytes() == y.numpy().tobytes() for x, y in pairs)
 
 
+def test_an_algorithm_in_the_place_of_its_gradient_is_refused():
+    with pytest.raises(TypeError, match=r"Pass algorithm\.gradient"):
+        parallel.meta_gradient(ALGORITHM)
+    with pytest.raises(TypeError, match=r"Pass algorithm\.gradient"):
+        parallel.meta_step(ALGORITHM, optimizer=ml.optim.sgd(0.1))
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("chunks", [1, 2, 3, 7, None])
 def test_chunks_add_up_to_the_whole(chunks, compiled):
     params, task = problem()
     how = {"inner_lr": 0.1, "inner_steps": 2}
-    gradient = parallel.meta_gradient(loss, chunks=chunks, compiled=compiled, **how)
+    gradient = parallel.meta_gradient(MAML(loss, **how).gradient, chunks=chunks, compiled=compiled)
     assert_close(gradient(params, task), ml.maml.meta_gradient(loss, params, task, **how))
 
 
@@ -52,7 +63,7 @@ def test_a_step_is_the_step_of_the_algorithm(chunks, compiled):
     params, task = problem()
     optimizer = ml.optim.adam(ml.optim.cosine(0.1, 5))
     step = parallel.meta_step(
-        loss, optimizer=optimizer, chunks=chunks, compiled=compiled, inner_lr=0.1
+        ALGORITHM.gradient, optimizer=optimizer, chunks=chunks, compiled=compiled
     )
     ours, expected = [(params, optimizer.init(params))] * 2
     for _ in range(3):
@@ -68,7 +79,7 @@ def test_a_step_is_the_step_of_the_algorithm(chunks, compiled):
 def test_the_threads_do_not_change_a_bit(compiled):
     params, task = problem(dtype=np.float32)
     found = [
-        parallel.meta_gradient(loss, chunks=4, threads=n, compiled=compiled, inner_lr=0.1)
+        parallel.meta_gradient(ALGORITHM.gradient, chunks=4, threads=n, compiled=compiled)
         for n in (1, 2, 5)
     ]
     first = found[0](params, task)
@@ -91,12 +102,12 @@ def test_more_chunks_than_tasks_are_refused(chunks):
     with pytest.raises(
         ShapeError, match=rf"7 tasks do not make {chunks} chunks\. Pass from 1 to 7"
     ):
-        parallel.meta_gradient(loss, chunks=chunks, inner_lr=0.1)(params, task)
+        parallel.meta_gradient(ALGORITHM.gradient, chunks=chunks)(params, task)
 
 
 def test_a_chunk_that_fails_says_why():
     params, task = problem()
-    gradient = parallel.meta_gradient(loss, chunks=3, threads=2, inner_lr=0.1)
+    gradient = parallel.meta_gradient(ALGORITHM.gradient, chunks=3, threads=2)
     gradient(params, task)
     bad = ml.Task(task.support, ml.Batch(task.query.x, task.query.y + 1))
     with pytest.raises(ShapeError, match="they run from 1 to 3 but there are 3 classes"):
@@ -114,6 +125,7 @@ def test_blas_has_one_thread_meanwhile_and_then_what_it_had():
         meanwhile.append(machine.blas().threads)
         return loss(params, batch)
 
-    parallel.meta_gradient(watched, chunks=2, compiled=False, inner_lr=0.1)(params, task)
+    gradient = MAML(watched, inner_lr=0.1).gradient
+    parallel.meta_gradient(gradient, chunks=2, compiled=False)(params, task)
     assert set(meanwhile) <= {1, None}
     assert machine.blas().threads == before

@@ -145,12 +145,13 @@ GRADIENT = """
 import numpy as np
 from mamlnp import checks, optim, parallel, tree
 from mamlnp.ranks import world
-loss, params, task, inner = checks._meta_gradients()["MAML, conv4, 1 step"]
+make, params, task = checks._algorithms()["MAML, conv4, 1 step"]
+gradient = make().gradient
 task = tree.map(lambda x: np.concatenate([np.asarray(x)] * 3)[:5], task)
-how = dict(optimizer=optim.sgd(1.0), chunks=None, **inner)
+how = dict(optimizer=optim.sgd(1.0), chunks=None)
 state = optim.sgd(1.0).init(params)
-one, _, losses = parallel.meta_step(loss, **how)(params, state, task)
-step = parallel.meta_step(loss, ranks=world(), meta_batch_size=5, **how)
+one, _, losses = parallel.meta_step(gradient, **how)(params, state, task)
+step = parallel.meta_step(gradient, ranks=world(), meta_batch_size=5, **how)
 all_, _, found = step(params, state, world().part(task))
 apart = max(
     float(abs(a.numpy() - b.numpy()).max() / abs(a.numpy()).max())

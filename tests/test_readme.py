@@ -112,8 +112,9 @@ def test_rows_of_tables_are_commands_that_exist(row: Any) -> None:
         else:
             assert asked[option] == "True"
             asked[option] = word
-    module = EXPERIMENTS[name]
-    config = module.PRESETS[asked.pop("--preset")] if "--preset" in asked else module.Config()
+    experiment = EXPERIMENTS[name]
+    preset = asked.pop("--preset", None)
+    config = experiment.presets[preset] if preset else experiment.config()
     for option, value in asked.items():
         field = option.removeprefix("--").replace("-", "_")
         assert str(getattr(config, field)) != value, f"{option} is the preset's already"

@@ -18,7 +18,8 @@ import mamlnp as ml
 from mamlnp.cli import main
 from mamlnp.errors import DataError, DeviceError
 from mamlnp.experiments import EXPERIMENTS, command, loop, nav2d, reinforcement
-from mamlnp.experiments.locomotion import ROBOTS
+from mamlnp.experiments.experiment import Experiment
+from mamlnp.experiments.locomotion import ROBOTS, CheetahDirection
 from mamlnp.rl.envs import locomotion
 from mamlnp.rl.maml_rl import Learner, MetaPolicy, flat
 from mamlnp.rl.rollout import Sampler
@@ -32,7 +33,7 @@ NAV = nav2d.Config(
     validate_every=2,
     eager=True,
 )
-CHEETAH = ROBOTS["cheetah-dir"].Config(
+CHEETAH = CheetahDirection(
     meta_iterations=2,
     meta_batch_size=2,
     rollouts=2,
@@ -82,10 +83,10 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, monkeypatch: Any) -> 
     meta_step = reinforcement.meta_step
     monkeypatch.setattr(reinforcement, "meta_step", interrupting)
     with pytest.raises(reinforcement.loop.Interrupted):
-        nav2d.train(NAV, broken, nav2d.load(NAV))
+        reinforcement.train(NAV, broken, reinforcement.load(NAV))
     monkeypatch.undo()
     assert broken.load().iteration == 3
-    nav2d.train(NAV, broken, nav2d.load(NAV), resume=True)
+    reinforcement.train(NAV, broken, reinforcement.load(NAV), resume=True)
     assert metrics(whole) == metrics(broken)
     a, b = (run.load().arrays for run in (whole, broken))
     assert all((x == y).all() for x, y in zip(*map(ml.tree.leaves, (a, b)), strict=True))
@@ -127,7 +128,7 @@ def test_navigation_learns(tmp_path: Path) -> None:
         NAV, meta_iterations=15, meta_batch_size=8, rollouts=10, validate_every=5, eager=False
     )
     run = trained(tmp_path / "run", config)
-    table, text = nav2d.evaluate(config, run, nav2d.load(config), tasks=12)
+    table, text = nav2d.evaluate(config, run, reinforcement.load(config), tasks=12)
     at = {row.steps: row.mean for row in table if row.method == "MAML"}
     assert set(at) == {0, 1, 2, 3} and at[1] > at[0] + 5
     assert "step sizes 0.5, " in text and "-11.7" in text
@@ -136,7 +137,7 @@ def test_navigation_learns(tmp_path: Path) -> None:
         with Image.open(run.path / name) as picture:
             assert min(picture.size) > 200
     # Of the sizes that a step is offered the best is taken; one that diverges is not.
-    environment = nav2d.load(config)
+    environment = reinforcement.load(config)
     policy = reinforcement.policy_of(config, environment)
     sampler = Sampler(policy, environment.make(80, 1), 10)
     first, *later = reinforcement.tuned_lrs(
@@ -165,7 +166,7 @@ def test_navigation_learns(tmp_path: Path) -> None:
 def test_every_way_trains_and_is_scored(how: Any, methods: set[str], tmp_path: Path) -> None:
     config = dataclasses.replace(NAV, **how)
     run = trained(tmp_path / "run", config)
-    table, _ = nav2d.evaluate(config, run, nav2d.load(config), tasks=4)
+    table, _ = nav2d.evaluate(config, run, reinforcement.load(config), tasks=4)
     assert {row.method for row in table} == methods
     if config.baseline == "oracle":
         assert {row.steps for row in table} == {0}
@@ -194,7 +195,7 @@ def test_a_run_can_begin_from_anothers_parameters(tmp_path: Path) -> None:
     # It goes on by itself, without the run that it began from.
     shutil.rmtree(first.path)
     further = dataclasses.replace(still, meta_iterations=NAV.meta_iterations + 1)
-    nav2d.train(further, second, nav2d.load(further), resume=True)
+    reinforcement.train(further, second, reinforcement.load(further), resume=True)
     assert second.load().iteration == further.meta_iterations
 
 
@@ -221,12 +222,12 @@ def test_a_beginning_that_does_not_fit_leaves_no_run(tmp_path: Path, capsys: Any
 def test_the_sampling_term_of_no_second_derivatives_is_refused() -> None:
     config = dataclasses.replace(NAV, first_order=True, sampling_term=True)
     with pytest.raises(DataError, match=r"--sampling-term: .* --first-order leaves out"):
-        nav2d.load(config)
+        reinforcement.load(config)
 
 
 def test_evaluation_compares_with_a_random_beginning(tmp_path: Path) -> None:
     run = trained(tmp_path / "run")
-    table, _ = nav2d.evaluate(NAV, run, nav2d.load(NAV), tasks=4, baselines=True)
+    table, _ = nav2d.evaluate(NAV, run, reinforcement.load(NAV), tasks=4, baselines=True)
     assert {"MAML", "random init", "paper random init"} <= {row.method for row in table}
 
 
@@ -240,18 +241,18 @@ def test_the_last_parameters_are_the_result(tmp_path: Path) -> None:
 
 def test_test_tasks_differ_and_are_the_same_each_time(tmp_path: Path) -> None:
     run = trained(tmp_path / "run")
-    first, again = (nav2d.evaluate(NAV, run, nav2d.load(NAV), tasks=7)[0] for _ in range(2))
+    first, again = (nav2d.evaluate(NAV, run, reinforcement.load(NAV), tasks=7)[0] for _ in range(2))
     assert first == again
     assert all(row.ci95 > 0 for row in first if row.method == "MAML")
 
 
-@pytest.mark.parametrize("name", ROBOTS)
-def test_the_robots_train_and_are_scored(name: str, tmp_path: Path) -> None:
-    config = dataclasses.replace(
-        ROBOTS[name].Config(), **{f: getattr(CHEETAH, f) for f in vars(CHEETAH) if f != "max_kl"}
+@pytest.mark.parametrize("robot", ROBOTS, ids=lambda robot: robot.name)
+def test_the_robots_train_and_are_scored(robot: Experiment, tmp_path: Path) -> None:
+    config: Any = dataclasses.replace(
+        robot.config(), **{f: getattr(CHEETAH, f) for f in vars(CHEETAH) if f != "max_kl"}
     )
-    run = trained(tmp_path / "run", config, name)
-    table, text = ROBOTS[name].evaluate(config, run, ROBOTS[name].load(config), tasks=4)
+    run = trained(tmp_path / "run", config, robot.name)
+    table, text = robot.evaluate(config, run, robot.load(config), tasks=4)
     assert {row.steps for row in table} == {0, 1, 2, 3} and "paper MAML" in text
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from mamlnp import array, check_grads, maml, tree
+from mamlnp import array, check_grads, maml, meta, tree
 from mamlnp.autodiff import grad, hvp
 from mamlnp.errors import ShapeError
 from mamlnp.ops.elementwise import exp
@@ -405,7 +405,7 @@ def test_with_the_sampling_term_the_meta_gradient_is_that_of_likelihood_ratios()
         def inner(theta: Any) -> Any:
             return -total(batch.weights * batch.advantages * exp(log_probs(theta) - acted))
 
-        thetas = maml.per_task(theta, T)
+        thetas = meta.per_task(theta, T)
         adapted = tree.map(lambda p, g: p - 0.3 * g, thetas, grad(inner)(thetas))
         new = POLICY.distribution(adapted, task.query.experience.observations)
         return total(with_term._surrogate(new, task)[0])

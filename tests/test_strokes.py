@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mamlnp import cli
-from mamlnp.experiments import loop, omniglot, strokes
+from mamlnp.experiments import classification, loop, omniglot, strokes
 from mamlnp.experiments.classification import nearest_neighbour
 from mamlnp.runs import create_run, open_run
 from mamlnp.tasks import counted_rng
@@ -238,7 +238,7 @@ def test_conv4_learns_strokes_and_beats_the_nearest_neighbour(tmp_path: Path) ->
     )
     data = strokes.load(dataclasses.replace(config, alphabets=10))
     made = create_run("strokes", config, tmp_path / "run")
-    strokes.train(config, made, data)
-    table, _ = strokes.evaluate(config, made, data, tasks=100, baselines=True)
+    classification.train(config, made, data)
+    table, _ = classification.evaluate(config, made, data, tasks=100, baselines=True)
     at = {(row.method, row.steps): row.mean for row in table if "1 query" in row.setting}
     assert at["MAML", 3] > at["nearest neighbour", 3] and at["MAML", 3] > at["random init", 3]

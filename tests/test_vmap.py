@@ -41,7 +41,6 @@ WAYS = (
     {"method": "backprop"},
     {"method": "hvp"},
     {"first_order": True},
-    {"learn_inner_lr": True},
 )
 
 

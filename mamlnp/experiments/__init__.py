@@ -1,35 +1,31 @@
-"""The paper's experiments: each a readable script whose Config is its documentation.
-
-An experiment is a module with ``Config``, ``load``, ``train``, ``evaluate``, ``theta`` (the
-meta-learned parameters in a run's state) and ``learner``; ``PRESETS`` are named Configs.
-"""
+"""The paper's experiments, and those beside them: one list for commands, runs, tests and docs."""
 
 import shlex
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from ..errors import DataError
 from ..runs import Run
 from . import classification, folder, miniimagenet, nav2d, omniglot, sine, strokes
+from .experiment import PLACES, Experiment
 from .locomotion import ROBOTS
 
-EXPERIMENTS: dict[str, Any] = {
-    "sine": sine,
-    "strokes": strokes,
-    "omniglot": omniglot,
-    "miniimagenet": miniimagenet,
-    "folder": folder,
-    "nav2d": nav2d,
-    **ROBOTS,
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        sine.EXPERIMENT,
+        strokes.EXPERIMENT,
+        omniglot.EXPERIMENT,
+        miniimagenet.EXPERIMENT,
+        folder.EXPERIMENT,
+        nav2d.EXPERIMENT,
+        *ROBOTS,
+    )
 }
 
-# Settings that change no number but its last bits, or none that there is.
-PLACES = ("data", "threads", "device", "on_nan", "debug_nans")
 
-
-def experiment(name: str, where: Path) -> Any:
-    """The module of an experiment that a file names.
+def experiment_named(name: str, where: Path) -> Experiment:
+    """The experiment that a file names.
 
     Raises:
         DataError: there is none of that name.
@@ -48,11 +44,11 @@ def elsewhere(run: Run, name: str) -> classification.Elsewhere:
     Raises:
         DataError: there is none of that name, or its images do not fit the run's network.
     """
-    config = run.config_as(experiment(run.experiment, run.path).Config)
+    config = run.config_as(experiment_named(run.experiment, run.path).config)
     others = {
-        key: module.Config
-        for key, module in EXPERIMENTS.items()
-        if issubclass(module.Config, classification.Config) and key != run.experiment
+        key: other.config
+        for key, other in EXPERIMENTS.items()
+        if issubclass(other.config, classification.Config) and key != run.experiment
     }
     if name not in others:
         raise DataError(
@@ -60,24 +56,29 @@ def elsewhere(run: Run, name: str) -> classification.Elsewhere:
         )
     shared = {f.name: getattr(config, f.name) for f in fields(classification.Config)}
     other = others[name](**shared)
+    assert isinstance(config, classification.Config)
     if other.image_shape != config.image_shape:
         here, there = ("x".join(map(str, c.image_shape)) for c in (config, other))
         raise DataError(f"--on: images of {name} are {there}, but {run.path} takes {here}.")
     return classification.Elsewhere(name, other)
 
 
-def command(run: Run) -> str:
-    """The command that does a run again, without where it took place."""
-    module = experiment(run.experiment, run.path)
-    config = run.config_as(module.Config)
-    presets = getattr(module, "PRESETS", {})
-    preset = presets.get(getattr(config, "preset", None), module.Config())
+def command(run: Run, *, data: bool = False) -> str:
+    """The command that does a run again.
+
+    Args:
+        run: the run.
+        data: whether the command says where its data are, too.
+    """
+    experiment = experiment_named(run.experiment, run.path)
+    config = run.config_as(experiment.config)
+    preset = experiment.presets[config.preset]
     words = ["mamlnp", "train", run.experiment]
-    if presets:
+    if len(experiment.presets) > 1:
         words += ["--preset", config.preset]
     for name, value in vars(config).items():
-        usual = value == getattr(preset, name) and name != "seed"
-        if usual or name in (*PLACES, "preset"):
+        usual = value == vars(preset)[name] and name != "seed"
+        if usual or name == "preset" or (name in PLACES and not (data and name == "data")):
             continue
         option = name.replace("_", "-")
         if isinstance(value, bool):

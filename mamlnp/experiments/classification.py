@@ -19,17 +19,19 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .. import losses, maml, nn, optim, parallel, plots, tree
+from .. import losses, nn, optim, parallel, plots, tree
 from ..array import Array, array
 from ..backend import to_host
 from ..errors import DataError
 from ..learner import BATCH_NORM, NO_STATISTICS, BatchNorm, Classifier, query_logits
+from ..meta import MAML, Algorithm, Loss, maml
 from ..ops.shape import reshape
 from ..ranks import world
 from ..runs import CHECKPOINT, Run, atomic_write
 from ..tasks import Batch, Task, counted_rng
 from ..tasks.fewshot import ClassImages
 from . import loop
+from .experiment import Experiment, Supervised
 from .scores import Row, adaptation_scores, as_table, rows, scorer
 
 Data = dict[str, ClassImages]
@@ -48,18 +50,17 @@ FINE_TUNING_LRS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Supervised):
     """Settings of a run; the paper's but for what the preset says.
 
     Attributes:
-        preset: decides the defaults of what follows. STYLE-NwKs with the style "paper" (the
+        preset: decides the defaults of all settings. STYLE-NwKs with the style "paper" (the
             authors' code) or "today" (what reaches its accuracies soonest), N ways, K shots; then
             -mlp for the network without convolution, -first-order, -sgd for the paper's plain
             meta-update: today-5w1s, paper-20w5s, paper-5w1s-mlp-first-order ...
         baseline: train a baseline instead of MAML: "pretrained" is one network that learns all
             training classes at once, on as many images, and is fine-tuned on each task.
         num_ways: classes a task.
-        num_shots: support images a class.
         num_queries: query images a class, in training and validation.
         network: "conv4", or "mlp", which is 256-128-64-64.
         filters: of each of the four convolutions.
@@ -69,35 +70,22 @@ class Config:
         adapt_norm: whether the inner loop adapts batch norm's beta (and gamma) too.
         loss: cross-entropy as the "mean" over a set's images, or as the "sum/shots", the authors'
             sum over them divided by num_shots, for which alpha is num_ways times smaller.
-        inner_lr: alpha.
-        inner_steps: in training.
         eval_steps: after which validation and the reported accuracy are taken.
-        first_order: leave out the second derivatives.
-        meta_iterations: outer steps.
-        meta_batch_size: tasks an outer step.
         meta_optimizer: of the outer loop: "adam", the code's, or "sgd", the paper's text.
         meta_lr: its step size, on the sum over tasks.
         meta_lr_decay: "cosine" to 0 over the meta-iterations, or "none".
         clip: bound on every element of the meta-gradient, averaged over tasks.
-        validate_every: meta-iterations from one validation (and checkpoint) to the next.
         validation_tasks: how many; the kept parameters are the most accurate on them, and are
             tested on as many at the end.
         chunks: into how many parts a meta-batch is split for the threads; one a task if not
             given. It decides the last bits of the result; the number of threads does not.
         threads: how many run at once; as many as there are cores if not given.
-        eager: run every operation as it comes, instead of compiling the meta-step.
         device: where to compute, "cpu" or "cuda"; images that are in memory are kept there too.
-        on_nan: where a loss is NaN or infinite: "stop", or "skip" the meta-step and count it, for
-            which the new parameters are looked at too, each time.
-        debug_nans: on stopping, take the step again, eagerly, to name the first op that made it.
-        seed: of everything random.
     """
 
     preset: str = "today-5w1s"
     baseline: Literal["pretrained"] | None = None
     num_ways: int = 5
-    num_shots: int = 1
-    num_queries: int = 1
     network: Literal["conv4", "mlp"] = "conv4"
     filters: int = 64
     head_std: float | None = 0.1
@@ -105,25 +93,17 @@ class Config:
     adapt_norm: bool = True
     loss: Literal["mean", "sum/shots"] = "mean"
     inner_lr: float = 2.0
-    inner_steps: int = 1
     eval_steps: int = 3
-    first_order: bool = False
-    meta_iterations: int = 60_000
     meta_batch_size: int = 32
     meta_optimizer: Literal["adam", "sgd"] = "adam"
     meta_lr: float = 3e-3
     meta_lr_decay: Literal["cosine", "none"] = "cosine"
     clip: float | None = None
     validate_every: int = 250
-    validation_tasks: int = 600
     chunks: int | None = None
     threads: int | None = None
-    eager: bool = False
-    device: Literal["cpu", "cuda"] = "cpu"
-    on_nan: Literal["stop", "skip"] = "stop"
-    debug_nans: bool = True
-    seed: int = 0
 
+    may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "head_std")
     # What an experiment says of its images.
     pool: ClassVar[bool] = True
     inverted: ClassVar[bool] = False
@@ -321,7 +301,7 @@ def inner_lr(config: Config, params: Any) -> Any:
     }
 
 
-def task_loss(config: Config, net: nn.Network) -> maml.Loss:
+def task_loss(config: Config, net: nn.Network) -> Loss:
     """The loss of each task, (params, batch) -> (T,)."""
 
     def loss(params: Any, batch: Batch) -> Array:
@@ -331,6 +311,16 @@ def task_loss(config: Config, net: nn.Network) -> maml.Loss:
         return losses.cross_entropy(logits, batch.y, reduction="sum") / config.num_shots
 
     return loss
+
+
+def algorithm(config: Config, loss: Loss, params: Any) -> Algorithm:
+    """MAML with a run's settings; a baseline's network learns all classes, and does not adapt."""
+    return MAML(
+        loss,
+        inner_lr=inner_lr(config, params),
+        inner_steps=0 if config.baseline else config.inner_steps,
+        first_order=config.first_order,
+    )
 
 
 def _accuracy(net: nn.Network, batch_norm: BatchNorm) -> Callable[[Any, Task], Array]:
@@ -387,8 +377,8 @@ def maml_accuracies(config: Config, steps: Collection[int], batch_norm: BatchNor
     loss, accuracy = task_loss(config, net), _accuracy(net, batch_norm)
 
     def scores(params: Any, task: Task) -> Array:
-        rate = inner_lr(config, params)
-        return adaptation_scores(loss, accuracy, params, task, steps=steps, inner_lr=rate)
+        path = maml.inner_loop(loss, params, task.support, inner_lr=inner_lr(config, params))
+        return adaptation_scores(path, accuracy, task, steps=steps)
 
     return _accuracies(config, scores)
 
@@ -412,19 +402,11 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
     outputs = config.num_ways if not config.baseline else data["train"].num_labels
     net = network(config, outputs)
     loss, first = task_loss(config, net), net.init(rng=counted_rng(config.seed, "init"))
-    over_threads: dict[str, Any] = {
-        "threads": threads,
-        "compiled": not config.eager,
-        "check": False,
-    }
     meta_step, eager_meta_step = (
         parallel.meta_step(
-            loss,
+            algorithm(config, loss, first).gradient,
             optimizer=optimizer,
             chunks=config.chunks if compiled else 1,
-            inner_lr=inner_lr(config, first),
-            inner_steps=0 if config.baseline else config.inner_steps,
-            first_order=config.first_order,
             threads=threads,
             compiled=compiled,
             check=False,  # the tests hold these plans against eager
@@ -435,11 +417,10 @@ def train(config: Config, run: Run, data: Data, *, resume: bool = False) -> None
     )
     gradients = [
         parallel.meta_gradient(
-            loss,
-            inner_lr=inner_lr(config, first),
-            inner_steps=config.inner_steps,
-            first_order=first_order,
-            **over_threads,
+            algorithm(replace(config, first_order=first_order), loss, first).gradient,
+            threads=threads,
+            compiled=not config.eager,
+            check=False,
         )
         for first_order in (True, False)
     ]
@@ -591,7 +572,8 @@ def _fine_tuning(
     def scores(params_and_lr: Any, task: Task) -> Array:
         params, lr = params_and_lr
         rate = {name: lr if part == "all" or name == _head(params) else 0 for name in params}
-        return adaptation_scores(loss, accuracy, params, task, steps=steps, inner_lr=rate)
+        path = maml.inner_loop(loss, params, task.support, inner_lr=rate)
+        return adaptation_scores(path, accuracy, task, steps=steps)
 
     accuracies = _accuracies(config, scores)
     return lambda params, lr, batches: accuracies((params, array(np.float32(lr))), batches)
@@ -776,11 +758,6 @@ def _draw_episode(
     plots.episode(path, task, probabilities, names, title=title, note=f"batch norm {batch_norm}")
 
 
-def theta(state: Any) -> Any:
-    """The meta-learned parameters of a run's state."""
-    return state["params"]
-
-
 def learner(config: Config, params: Any, about: dict[str, Any] | None = None) -> Classifier:
     """theta of a run, ready for images of one's own.
 
@@ -798,14 +775,35 @@ def learner(config: Config, params: Any, about: dict[str, Any] | None = None) ->
     if config.loss != "mean":
         config = replace(config, loss="mean", inner_lr=config.inner_lr * config.num_ways)
     net = network(config, config.num_ways)
+    loss = task_loss(config, net)
     return Classifier(
         network=net,
-        loss=task_loss(config, net),
+        algorithm=lambda steps: algorithm(replace(config, inner_steps=steps), loss, params),
         params=params,
-        inner_lr=inner_lr(config, params),
         inner_steps=config.eval_steps,
         input_shape=config.image_shape,
         about=about or {},
         outputs=config.num_ways,
         inverted=config.inverted,
+    )
+
+
+def experiment(
+    name: str,
+    summary: str,
+    config: type[Config],
+    load: Callable[[Any], Data],
+    presets: Mapping[str, Config],
+) -> Experiment:
+    """An experiment on images: whose, and where they come from."""
+    return Experiment(
+        name=name,
+        summary=summary,
+        config=config,
+        load=load,
+        train=train,
+        evaluate=evaluate,
+        learner=learner,
+        presets=presets,
+        options=("tasks", "batch_norm", "baselines", "on"),
     )

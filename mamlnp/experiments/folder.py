@@ -10,13 +10,7 @@ from typing import ClassVar, Literal
 from ..errors import DataError
 from ..tasks.folder import load_folder
 from . import classification, miniimagenet
-from .classification import (
-    Data,
-    evaluate as evaluate,
-    learner as learner,
-    theta as theta,
-    train as train,
-)
+from .classification import Data
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,7 @@ class Config(miniimagenet.Config):
     validation_classes: Path | None = None
     test_classes: Path | None = None
 
+    may_be_zero: ClassVar[tuple[str, ...]] = (*classification.Config.may_be_zero, "split_seed")
     paper: ClassVar[Mapping[tuple[str, int, int, bool], str]] = {}
 
     @property
@@ -88,3 +83,6 @@ def load(config: Config) -> Data:
         classes=given or None,
     )
     return classification.checked(config, data)
+
+
+EXPERIMENT = classification.experiment("folder", __doc__, Config, load, PRESETS)

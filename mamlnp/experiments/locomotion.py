@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import ClassVar
 
 from . import reinforcement
@@ -67,25 +66,14 @@ class AntDirection(reinforcement.Config):
     }
 
 
-def _experiment(config: type[reinforcement.Config], doc: str) -> SimpleNamespace:
-    """What an experiment's module has."""
-    return SimpleNamespace(
-        Config=config,
-        load=reinforcement.load,
-        train=reinforcement.train,
-        evaluate=reinforcement.evaluate,
-        theta=reinforcement.theta,
-        learner=reinforcement.learner,
-        __doc__=f"{doc} (Finn et al. 2017, section 5.3).",
+ROBOTS = [
+    reinforcement.experiment(
+        f"{summary} (Finn et al. 2017, section 5.3).", config, {"paper": config()}
     )
-
-
-ROBOTS: dict[str, SimpleNamespace] = {
-    config.environment: _experiment(config, doc)
-    for config, doc in (
+    for config, summary in (
         (CheetahVelocity, "The planar cheetah runs at a goal velocity"),
         (CheetahDirection, "The planar cheetah runs forwards or backwards"),
         (AntVelocity, "The 3D quadruped runs at a goal velocity"),
         (AntDirection, "The 3D quadruped runs forwards or backwards"),
     )
-}
+]

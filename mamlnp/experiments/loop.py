@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import math
 import signal
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +24,7 @@ from ..errors import DataError, NonFiniteError
 from ..op import debug_nans
 from ..ranks import Ranks
 from ..runs import CHECKPOINT, METRICS, Checkpoint, Run
+from .experiment import Supervised, Training
 
 Tree = Any
 
@@ -33,39 +33,13 @@ class Interrupted(Exception):  # noqa: N818 (it is no error)
     """Ctrl-C: the run was saved and can be resumed."""
 
 
-class Schedule(Protocol):
-    """What every experiment's Config has."""
-
-    @property
-    def meta_iterations(self) -> int: ...
-    @property
-    def validate_every(self) -> int: ...
-
-
-MAY_BE_ZERO = ("seed", "split_seed", "alphabet_seed", "head_std", "baseline_iterations")
-
-
-def check_settings(config: Any) -> None:
-    """Refuse counts and rates that mean nothing.
-
-    Raises:
-        DataError: a number that must be positive is not.
-    """
-    for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if not (value >= 0 if name in MAY_BE_ZERO else value > 0) or value == math.inf:
-            option, least = name.replace("_", "-"), ", or 0" * (name in MAY_BE_ZERO)
-            raise DataError(f"--{option}: is {value}. Pass a number that is positive{least}.")
-
-
 Step = Callable[[Tree, Any], tuple[Tree, dict[str, Any]]]
 Validation = Callable[[Tree, dict[str, float]], tuple[float, dict[str, float]]]
 
 
 def train(
     run: Run,
-    schedule: Schedule,
+    config: Training,
     *,
     init: Callable[[], Tree],
     draw: Callable[[int], Any],
@@ -83,8 +57,8 @@ def train(
 
     Args:
         run: where config, metrics and checkpoint are.
-        schedule: a Config: how many meta-iterations in all, after how many each a row is logged and
-            the checkpoint replaced, and what is done where a number is not finite any more.
+        config: how many meta-iterations in all, and after how many each a row is logged and the
+            checkpoint replaced.
         init: makes the first state, a nested dict of Arrays and numbers.
         draw: n -> what step n takes; run ahead, on a thread of its own.
         step: (state, what was drawn) -> (new state, numbers), such as {"train_loss": 0.3}; their
@@ -106,12 +80,12 @@ def train(
     """
     ranks = ranks or Ranks()
     with run.locked() if ranks.writes else nullcontext():
-        return _train(run, schedule, init, draw, step, eager_step, validate, ranks, resume=resume)
+        return _train(run, config, init, draw, step, eager_step, validate, ranks, resume=resume)
 
 
 def _train(
     run: Run,
-    schedule: Schedule,
+    config: Training,
     init: Callable[[], Tree],
     draw: Callable[[int], Any],
     step: Step,
@@ -121,7 +95,7 @@ def _train(
     *,
     resume: bool,
 ) -> Tree:
-    iterations, validate_every = schedule.meta_iterations, schedule.validate_every
+    iterations, validate_every = config.meta_iterations, config.validate_every
     start, seconds = 0, 0.0
     best: dict[str, Any] = {"iteration": None, "score": None}
     recent: dict[str, list[Any]] = {}
@@ -140,12 +114,13 @@ def _train(
         }
         best, seconds = saved.meta["best"], saved.meta["wall_seconds"]
 
-    skips = getattr(schedule, "on_nan", "stop") == "skip"
-    looks = eager_step if getattr(schedule, "debug_nans", False) else None
+    supervised = isinstance(config, Supervised)
+    skips = supervised and config.on_nan == "skip"
+    looks = eager_step if supervised and config.debug_nans else None
     began, earlier, sound = time.perf_counter(), state, (start, state)
 
     def failed(wrong: str, number: int, states: dict[int, Tree]) -> DataError:
-        remedy = ", or leave such steps out with --on-nan skip" * hasattr(schedule, "on_nan")
+        remedy = ", or leave such steps out with --on-nan skip" * supervised
         return DataError(
             f"{run.path}: {wrong} in meta-iteration {number}. {_culprit(looks, draw, states)}Lower "
             f"inner_lr or meta_lr{remedy}; the last checkpoint is kept."

@@ -10,13 +10,7 @@ from typing import ClassVar
 
 from ..tasks.miniimagenet import load_miniimagenet
 from . import classification
-from .classification import (
-    Data,
-    evaluate as evaluate,
-    learner as learner,
-    theta as theta,
-    train as train,
-)
+from .classification import Data
 
 
 @dataclass(frozen=True)
@@ -101,3 +95,6 @@ def load(config: Config) -> Data:
     """The photographs of the three splits."""
     data = load_miniimagenet(config.data)
     return classification.checked(config, data)
+
+
+EXPERIMENT = classification.experiment("miniimagenet", __doc__, Config, load, PRESETS)

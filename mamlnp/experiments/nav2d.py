@@ -10,13 +10,7 @@ from .. import plots
 from ..rl.envs import Environment
 from ..runs import Run
 from . import loop, reinforcement
-from .reinforcement import (
-    Returns,
-    learner as learner,
-    load as load,
-    theta as theta,
-    train as train,
-)
+from .reinforcement import Returns
 from .scores import Row
 
 SHOWN = 3  # tasks in the picture of paths
@@ -68,3 +62,6 @@ def evaluate(
         plots.paths(picture, goals, episodes)
         text += f", {picture}"
     return table, text
+
+
+EXPERIMENT = reinforcement.experiment(__doc__, Config, PRESETS, evaluate)

@@ -9,13 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from ..tasks.omniglot import load_omniglot
 from . import classification
-from .classification import (
-    Data,
-    evaluate as evaluate,
-    learner as learner,
-    theta as theta,
-    train as train,
-)
+from .classification import Data
 
 
 @dataclass(frozen=True)
@@ -35,6 +29,7 @@ class Config(classification.Config):
     split: Literal["vinyals", "random"] = "vinyals"
     split_seed: int = 0
 
+    may_be_zero: ClassVar[tuple[str, ...]] = (*classification.Config.may_be_zero, "split_seed")
     pool: ClassVar[bool] = False
     inverted: ClassVar[bool] = True
     # Table 1 of the paper: test accuracy in percent.
@@ -109,3 +104,6 @@ def load(config: Config) -> Data:
         config.data, resize=config.resize, split=config.split, split_seed=config.split_seed
     )
     return classification.checked(config, data)
+
+
+EXPERIMENT = classification.experiment("omniglot", __doc__, Config, load, PRESETS)

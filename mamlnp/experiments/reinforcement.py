@@ -20,12 +20,13 @@ from ..errors import DataError
 from ..ranks import Ranks, world
 from ..rl.agent import Agent
 from ..rl.envs import ENVIRONMENTS, Environment
-from ..rl.maml_rl import Learner, MetaPolicy, meta_step, per_task
+from ..rl.maml_rl import Learner, MetaPolicy, meta_step, own_copies
 from ..rl.policy import Policy
 from ..rl.rollout import Sampler, Transitions
 from ..runs import CHECKPOINT, Run, open_run
 from ..tasks import counted_rng
 from . import loop
+from .experiment import Experiment, Training
 from .scores import Row, as_table, rows
 
 TEST_SEED = 2017
@@ -40,20 +41,16 @@ Returns = Mapping[int, float]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Training):
     """Settings of a run; the paper's but for what the table of deviations says.
 
     Attributes:
         baseline: train a baseline instead of MAML: "pretrained" is one policy for all tasks
             together, fine-tuned on each; "oracle" one that observes the task.
         init_from: a run's folder, whose parameters training begins from instead of random ones.
-        meta_iterations: outer steps.
-        meta_batch_size: tasks an outer step.
         rollouts: a task, before every inner step and after the last.
         eval_rollouts: the same in evaluation.
         inner_lr: alpha, on the mean over time steps; in evaluation of the first step.
-        inner_steps: in training.
-        first_order: leave out the second derivatives.
         sampling_term: give them the part for the sampling of the first episodes too, which the
             paper's lack (Rothfuss et al. 2019).
         meta_optimizer: "trpo", with exact products of the divergence's Hessian through the inner
@@ -69,8 +66,6 @@ class Config:
         validate_every: meta-iterations from one checkpoint to the next. The last parameters are the
             result: one meta-iteration's returns are too noisy to choose by.
         threads: how many run at once; as many as there are cores if not given.
-        eager: run every operation as it comes, instead of compiling.
-        seed: of everything random.
     """
 
     baseline: Literal["pretrained", "oracle"] | None = None
@@ -80,20 +75,15 @@ class Config:
     rollouts: int = 20
     eval_rollouts: int = 20
     inner_lr: float = 0.1
-    inner_steps: int = 1
-    first_order: bool = False
     sampling_term: bool = False
     meta_optimizer: Literal["trpo", "adam"] = "trpo"
     max_kl: float = 0.01
     curvature_tasks: int | None = None
-    meta_lr: float = 1e-3
     discount: float = 0.99
     gae_lambda: float = 1.0
     inner_gae_lambda: float | None = None
     validate_every: int = 10
     threads: int | None = None
-    eager: bool = False
-    seed: int = 0
 
     environment: ClassVar[str]
     paper: ClassVar[Mapping[str, Returns]] = {}
@@ -173,6 +163,12 @@ def beginning(config: Config, environment: Environment) -> Any:
             f"shapes {shapes[0]}, not {shapes[1]}. Pass a run of {config.environment}."
         )
     return found
+
+
+def begins(config: Config, environment: Environment) -> None:
+    """Refuse a run to begin from that does not fit, before a folder is made."""
+    if config.init_from is not None:
+        beginning(config, environment)
 
 
 def _sampler(
@@ -289,7 +285,7 @@ def adapted_returns(
         here = tasks[start : start + batch]
         padded = np.resize(here, (batch, here.shape[1]))
         rng = counted_rng(TEST_SEED, "test", 1 + start)  # 0 drew the tasks
-        thetas, episodes = per_task(params, batch), []
+        thetas, episodes = own_copies(params, batch), []
         for lr in (*lrs, None):
             episodes.append(sampler.sample(thetas, padded, rng=rng))
             if lr is not None:
@@ -310,7 +306,7 @@ def tuned_lrs(
         tasks: as many as the sampler has room for, (n, task size).
         firsts: what the first step's is chosen from; the others are shares of it.
     """
-    thetas, lrs = per_task(params, len(tasks)), list[float]()
+    thetas, lrs = own_copies(params, len(tasks)), list[float]()
     episodes = sampler.sample(thetas, tasks, rng=counted_rng(TEST_SEED, "validation", 1))
     for step in range(TEST_STEPS):
         batch, here, most = learner.support(episodes), thetas, -np.inf
@@ -433,11 +429,6 @@ def _interval() -> float:
     return 0.5 if sys.stderr.isatty() else 20
 
 
-def theta(state: Any) -> Any:
-    """The meta-learned parameters of a run's state."""
-    return state["params"]
-
-
 def learner(config: Config, params: Any, about: dict[str, Any] | None = None) -> Agent:
     """theta of a run, ready for a task of one's own."""
     return Agent(
@@ -451,4 +442,25 @@ def learner(config: Config, params: Any, about: dict[str, Any] | None = None) ->
         inner_gae_lambda=config.inner_gae_lambda,
         told=config.baseline == "oracle",
         about=about or {},
+    )
+
+
+def experiment(
+    summary: str,
+    config: type[Config],
+    presets: Mapping[str, Config],
+    evaluate: Callable[..., tuple[list[Row], str]] = evaluate,
+) -> Experiment:
+    """An experiment on policies, in the environment that its settings name."""
+    return Experiment(
+        name=config.environment,
+        summary=summary,
+        config=config,
+        load=load,
+        train=train,
+        evaluate=evaluate,
+        learner=learner,
+        presets=presets,
+        options=("tasks", "baselines"),
+        check=begins,
     )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from .. import maml, parallel
+from .. import parallel
 from ..array import Array
 from ..backend import to_host
+from ..meta import num_tasks
 from ..ops.shape import stack
 from ..ranks import Ranks
 from ..tasks import Task
@@ -48,19 +49,16 @@ class Row:
 
 
 def adaptation_scores(
-    loss: maml.Loss, score: Score, params: Any, task: Task, *, steps: Collection[int], **how: Any
+    path: Iterator[Any], score: Score, task: Task, *, steps: Collection[int]
 ) -> Array:
     """The score after each of some numbers of inner steps: (len(steps), T, ...).
 
     Args:
-        loss: what the inner loop descends, (params, batch) -> (T,).
+        path: the parameters after 0, 1, 2, ... of them, as of :func:`mamlnp.maml.inner_loop`.
         score: what is reported, (params, task) -> (T, ...).
-        params: theta.
         task: the tasks.
         steps: after how many inner steps, in increasing order.
-        how: as in :func:`mamlnp.maml.inner_loop`.
     """
-    path = maml.inner_loop(loss, params, task.support, **how)
     with np.errstate(over="ignore", invalid="ignore"):  # a task that diverges is counted, not lost
         thetas = enumerate(itertools.islice(path, max(steps) + 1))
         return stack([score(theta, task) for taken, theta in thetas if taken in steps])
@@ -82,7 +80,7 @@ def scorer(
     ranks = ranks or Ranks()
 
     def of_all(params: Any, task: Task) -> np.ndarray:
-        shared = maml.num_tasks(task) >= ranks.size
+        shared = num_tasks(task) >= ranks.size
         here = ranks.part(task) if shared else task
         found = np.concatenate([to_host(part.value) for part in of_chunks(params, here)], axis=1)
         return np.concatenate(ranks.gathered(found), axis=1) if shared else found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -14,11 +15,13 @@ from ..autodiff import grad
 from ..backend.machine import one_blas_thread
 from ..compile import compile
 from ..learner import Learner
+from ..meta import MAML, Algorithm, maml
 from ..ranks import world
 from ..runs import Run
 from ..tasks import Batch, Task, counted_rng
 from ..tasks.sinusoid import Sinusoids, sine
 from . import loop
+from .experiment import Experiment, Supervised
 from .scores import Row, adaptation_scores, as_table, rows, scorer
 
 # Section 5.1 and figure 2 of the paper: 5-shot mean squared errors after steps of adaptation.
@@ -37,14 +40,12 @@ ORACLE = nn.mlp((3, 40, 40, 1))  # is told amplitude and phase beside x
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Supervised):
     """Settings of a run; the paper's but for what the preset says.
 
     Attributes:
-        preset: decides the defaults of what follows: "today" is a recipe that comes out right
+        preset: decides the defaults of all settings: "today" is a recipe that comes out right
             whatever the seed and the machine; "paper" is the authors'.
-        meta_iterations: outer steps.
-        meta_batch_size: tasks an outer step.
         num_shots: support points a task.
         num_queries: query points a task, in training.
         inner_lr: alpha, on the mean of the squared errors.
@@ -52,41 +53,25 @@ class Config:
             steps in turn. After training with 1 alone, the paper's, more steps than one can
             diverge: alpha is at the edge of stability there, and nothing but a second step in
             training keeps theta from it.
-        first_order: leave out the second derivatives.
         meta_lr: of Adam, the outer loop's optimiser.
         init: how weights begin: "fan-in", uniform within 1 / sqrt(fan in), or "paper", the
             truncated normal of 0.01 in the authors' code.
         baseline_iterations: of the two baselines, which train beside MAML on the same points.
-        validate_every: meta-iterations from one validation (and checkpoint) to the next.
         validation_tasks: how many; the kept parameters are those with the lowest 5-shot error on
             them, averaged over 1, 5 and 10 steps. With this many, a task that diverges once in a
             thousand is among them, and rules its parameters out.
-        eager: run every operation as it comes, instead of compiling the meta-step.
-        device: where to compute, "cpu" or "cuda".
-        on_nan: where a loss is NaN or infinite: "stop", or "skip" the meta-step and count it, for
-            which the new parameters are looked at too, each time.
-        debug_nans: on stopping, take the step again, eagerly, to name the first op that made it.
-        seed: of everything random.
     """
 
     preset: str = "today"
     meta_iterations: int = 70_000
-    meta_batch_size: int = 25
     num_shots: int = 10
     num_queries: int = 10
-    inner_lr: float = 0.01
     inner_steps: int = 2
-    first_order: bool = False
-    meta_lr: float = 1e-3
     init: Literal["fan-in", "paper"] = "fan-in"
     baseline_iterations: int = 20_000
-    validate_every: int = 1_000
     validation_tasks: int = 3_000
-    eager: bool = False
-    device: Literal["cpu", "cuda"] = "cpu"
-    on_nan: Literal["stop", "skip"] = "stop"
-    debug_nans: bool = True
-    seed: int = 0
+
+    may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "baseline_iterations")
 
     def describe(self) -> dict[str, Any]:
         """What a reader of the log has to know."""
@@ -113,6 +98,16 @@ def loss(params: Any, batch: Batch) -> Any:
     return losses.mse(NETWORK.apply(params, batch.x), batch.y, reduction="mean")
 
 
+def algorithm(config: Config, inner_steps: int) -> Algorithm:
+    """MAML with a run's settings."""
+    return MAML(
+        loss,
+        inner_lr=config.inner_lr,
+        inner_steps=inner_steps,
+        first_order=config.first_order,
+    )
+
+
 def _error(params: Any, task: Task) -> Any:
     return loss(params, task.query)
 
@@ -137,7 +132,8 @@ def _validation_tasks(config: Config, waves: Sinusoids) -> Task:
 def _scores(params: Any, task: Task, lr: float) -> np.ndarray:
     """Errors after 0..10 steps, (11, tasks), run once: eagerly."""
     task = loop.placed(task)
-    return adaptation_scores(loss, _error, params, task, steps=STEPS, inner_lr=lr).numpy()
+    path = maml.inner_loop(loss, params, task.support, inner_lr=lr)
+    return adaptation_scores(path, _error, task, steps=STEPS).numpy()
 
 
 def _tuned_lr(params: Any, validation: Task) -> float:
@@ -173,11 +169,8 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
 
     def meta_step(inner_steps: int, *, compiled: bool) -> Any:
         return parallel.meta_step(
-            loss,
+            algorithm(config, inner_steps).gradient,
             optimizer=optimizer,
-            inner_lr=config.inner_lr,
-            inner_steps=inner_steps,
-            first_order=config.first_order,
             chunks=1,
             compiled=compiled,
             check=False,  # the tests hold these plans against eager
@@ -191,7 +184,8 @@ def train(config: Config, run: Run, waves: Sinusoids, *, resume: bool = False) -
     )
 
     def errors(params: Any, task: Task) -> Any:
-        return adaptation_scores(loss, _error, params, task, steps=STEPS, inner_lr=config.inner_lr)
+        path = maml.inner_loop(loss, params, task.support, inner_lr=config.inner_lr)
+        return adaptation_scores(path, _error, task, steps=STEPS)
 
     chunks = config.validation_tasks // (CHUNK * ranks.size) if config.device == "cpu" else 1
     scores = scorer(errors, chunks=max(1, chunks), compiled=not config.eager, ranks=ranks)
@@ -350,12 +344,10 @@ def _draw_fits(waves: Sinusoids, methods: dict[str, Any], path: Path) -> None:
     task = Task(support, Batch(grid, sine(grid, amplitude, phase).astype(np.float32)))
     curves = {
         name: adaptation_scores(
-            loss,
+            maml.inner_loop(loss, params, loop.placed(task).support, inner_lr=lr),
             lambda params, task: NETWORK.apply(params, task.query.x),
-            params,
             loop.placed(task),
             steps=STEPS,
-            inner_lr=lr,
         ).numpy()
         for name, (params, lr) in methods.items()
         if name != "random init"
@@ -363,19 +355,26 @@ def _draw_fits(waves: Sinusoids, methods: dict[str, Any], path: Path) -> None:
     plots.sine_fits(path, task, curves)
 
 
-def theta(state: Any) -> Any:
-    """The meta-learned parameters of a run's state."""
-    return state["maml"]["params"]
-
-
 def learner(config: Config, params: Any, about: dict[str, Any] | None = None) -> Learner:
     """theta of a run, ready for points of one's own."""
     return Learner(
         network=NETWORK,
-        loss=loss,
+        algorithm=functools.partial(algorithm, config),
         params=params,
-        inner_lr=config.inner_lr,
         inner_steps=config.inner_steps,
         input_shape=(1,),
         about=about or {},
     )
+
+
+EXPERIMENT = Experiment(
+    name="sine",
+    summary=__doc__,
+    config=Config,
+    load=load,
+    train=train,
+    evaluate=evaluate,
+    learner=learner,
+    presets=PRESETS,
+    theta_at=("maml", "params"),
+)

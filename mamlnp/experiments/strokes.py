@@ -7,13 +7,7 @@ from typing import ClassVar
 
 from ..tasks.strokes import ALPHABETS, load_strokes
 from . import classification, omniglot
-from .classification import (
-    Data,
-    evaluate as evaluate,
-    learner as learner,
-    theta as theta,
-    train as train,
-)
+from .classification import Data
 
 
 @dataclass(frozen=True)
@@ -33,6 +27,7 @@ class Config(classification.Config):
     alphabets: int = ALPHABETS["train"]
     alphabet_seed: int = 0
 
+    may_be_zero: ClassVar[tuple[str, ...]] = (*classification.Config.may_be_zero, "alphabet_seed")
     pool: ClassVar[bool] = False
     inverted: ClassVar[bool] = True
 
@@ -60,3 +55,6 @@ def load(config: Config) -> Data:
     """The characters of the three splits."""
     data = load_strokes(seed=config.alphabet_seed, alphabets=config.alphabets)
     return classification.checked(config, data)
+
+
+EXPERIMENT = classification.experiment("strokes", __doc__, Config, load, PRESETS)

@@ -16,7 +16,7 @@ import numpy as np
 from .. import tree
 from ..backend import to_host
 from ..errors import DataError
-from ..experiments import command, experiment
+from ..experiments import command, experiment_named
 from ..experiments.loop import best_state, check_fits, from_host
 from ..runs import (
     CHECKPOINT,
@@ -63,7 +63,7 @@ def load(source: str | os.PathLike[str]) -> Any:
     path = Path(os.path.expanduser(source))
     if path.is_dir():
         run = open_run(path)
-        params = experiment(run.experiment, path).theta(best_state(run).state)
+        params = experiment_named(run.experiment, path).theta(best_state(run).state)
         return _learner(run.load()._replace(config=run.config), params, path / CHECKPOINT)
     file = _file(source, path)
     saved = read_checkpoint(file)
@@ -98,11 +98,9 @@ def as_run(source: str | os.PathLike[str]) -> Run:
     file = _file(source, path)
     load(source)  # refuses what is no learner
     saved = read_checkpoint(file)
-    module, folder = experiment(saved.experiment, file), Path("runs") / file.stem
-    config = config_as(module.Config, saved.config, os.fspath(file), saved.versions)
-    state = {"params": saved.arrays["params"]}
-    if saved.experiment == "sine":  # whose state has the baselines beside it
-        state = {"maml": state}
+    experiment, folder = experiment_named(saved.experiment, file), Path("runs") / file.stem
+    config = config_as(experiment.config, saved.config, os.fspath(file), saved.versions)
+    state = experiment.state(saved.arrays["params"])
     if not folder.is_dir():
         run = create_run(saved.experiment, config, folder)
         meta = {key: saved.meta[key] for key in ("best", "wall_seconds")}
@@ -119,12 +117,12 @@ def as_run(source: str | os.PathLike[str]) -> Run:
 
 
 def _learner(saved: Checkpoint, params: Any, where: Path) -> Any:
-    module = experiment(saved.experiment, where)
-    config = config_as(module.Config, saved.config, os.fspath(where), saved.versions)
+    experiment = experiment_named(saved.experiment, where)
+    config = config_as(experiment.config, saved.config, os.fspath(where), saved.versions)
     # Not its score, which is what the outer loop lowers: minus an accuracy.
     best = {"iteration": saved.meta["best"]["iteration"]}
     about = {"experiment": saved.experiment, "settings": saved.config, **saved.meta, "best": best}
-    learner = module.learner(config, params, about)
+    learner = experiment.learner(config, params, about)
     check_fits(where, params, learner.network.init(rng=counted_rng(0, "init")))
     return learner
 
@@ -142,7 +140,7 @@ def export(run: Run, file: Path) -> None:
         raise DataError(f"{run.path}: was not scored yet. Do so with: mamlnp evaluate {run.path}")
     load(run.path)  # refuses what is no learner
     saved, settings = run.load(), {k: v for k, v in run.config.items() if k != "data"}
-    params = experiment(run.experiment, run.path).theta(best_state(run).state)
+    params = experiment_named(run.experiment, run.path).theta(best_state(run).state)
     meta = {
         "command": command(run),
         "best": saved.meta["best"],

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from .. import tree
 from ..errors import DataError
 from .envs import ENVIRONMENTS
-from .maml_rl import Learner, MetaPolicy, per_task
+from .maml_rl import Learner, MetaPolicy, own_copies
 from .policy import Policy
 from .rollout import Sampler
 
@@ -91,7 +91,7 @@ class Agent:
             gae_lambda=self.gae_lambda,
             inner_gae_lambda=self.inner_gae_lambda,
         )
-        thetas = per_task(self.params, 1)
+        thetas = own_copies(self.params, 1)
         for step in range(inner_steps):
             batch = learner.support(sampler.sample(thetas, goal, rng=rng))
             thetas = learner.adapt(thetas, batch, self.inner_lr / (2 if step else 1))

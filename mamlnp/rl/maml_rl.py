@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import maml, parallel, tree
+from .. import parallel, tree
 from ..array import Array, array
 from ..autodiff import grad, hvp, jvp, stop_gradient, value_and_grad, vjp
 from ..backend import to_host
+from ..meta import maml, num_tasks, per_task, total
 from ..ops.elementwise import exp, mul, neg
 from ..ops.reduce import sum
 from ..ops.shape import concatenate
@@ -88,19 +89,19 @@ class MetaPolicy:
         """theta' = theta - alpha grad L(theta) for every task's own theta (line 7; docs,
         equation 7.4)."""
         here = stop_gradient(params) if self.first_order else params
-        grads = grad(maml.total(self.reinforce, batch))(here)
+        grads = grad(total(self.reinforce, batch))(here)
         return maml.descend(params, grads, self.inner_lr if lr is None else lr)
 
     def adapt(self, params: Params, support: tuple[Experience, ...], tasks: int) -> Params:
         """Every task's theta' after as many inner steps as there are batches."""
-        theta = maml.per_task(params, tasks)
+        theta = per_task(params, tasks)
         for batch in support:
             theta = self.descend(theta, batch)
         return theta
 
     def adapted(self, params: Params, task: Episodes) -> Gaussian:
         """The adapted policies at the query's observations."""
-        adapted = self.adapt(params, task.support, maml.num_tasks(task))
+        adapted = self.adapt(params, task.support, num_tasks(task))
         return self.policy.distribution(adapted, task.query.experience.observations)
 
     def surrogate(self, params: Params, task: Episodes) -> tuple[Array, Array]:
@@ -324,7 +325,7 @@ def meta_step(
     Returns:
         The update, and the episodes before every inner step and after the last.
     """
-    thetas = per_task(params, len(tasks))
+    thetas = own_copies(params, len(tasks))
     seen: list[Transitions] = []
     support: list[Experience] = []
     for _ in range(inner_steps):
@@ -337,7 +338,7 @@ def meta_step(
     return learner.update(params, state, Episodes(tuple(support), query)), seen  # line 10
 
 
-def per_task(params: Params, tasks: int) -> Params:
+def own_copies(params: Params, tasks: int) -> Params:
     """theta once for every task, as memory of its own: leaves (T, ...)."""
 
     def copies(leaf: Array) -> Array:
