@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import losses, nn, optim
+from . import losses, nn, optim, tree
 from .draws import Draw
 from .errors import GradientError
 from .gradcheck import Report, check_algorithm, check_grads
@@ -17,7 +17,8 @@ from .op import Op, registry
 from .ops.elementwise import tanh
 from .ops.linear import conv2d, einsum, matmul
 from .ops.pool import avg_pool2d, max_pool2d
-from .ops.reduce import log_softmax, logsumexp, norm, softmax, var
+from .ops.reduce import log_softmax, logsumexp, mean, norm as vector_length, softmax, var
+from .ops.shape import stack
 from .tasks import Batch, Task
 
 OP_TRIALS = 5  # draws an op
@@ -92,6 +93,11 @@ def _op_row(op: Op, order: int) -> Row:
     return _row(op.name, order, [partial(trial, seed) for seed in range(OP_TRIALS)])
 
 
+def _flat(images: Any) -> Any:
+    """The mean over each image."""
+    return mean(images, (-3, -2))
+
+
 def _layers() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     """Compositions, each with small arguments; two tasks where there is a task axis."""
     rng = np.random.default_rng(0)
@@ -99,11 +105,32 @@ def _layers() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     def draw(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape)
 
-    def params(network: nn.Network) -> Any:
+    def params(network: nn.Network | nn.Cell) -> Any:
         return network.init(rng=rng, dtype=np.float64)
 
     images, labels = draw(2, 2, 5, 5, 2), np.array([[0, 2, 1], [1, 1, 0]])
     vector_norm = {"beta": draw(3), "gamma": draw(3)}
+
+    def each(layer: nn.Network | nn.Cell) -> Any:
+        """Parameters of each of two tasks."""
+        return tree.map(lambda *leaves: stack(leaves), params(layer), params(layer))
+
+    def read(cell: nn.Cell) -> Callable[..., Any]:
+        """A cell over a sequence, for every task and each of three examples."""
+
+        def reading(params: Any, xs: Any) -> Any:
+            state = cell.start(params, (2, 3))
+            for n in range(2):
+                state, out = cell.step(params, state, xs[:, :, n])
+            return out
+
+        return reading
+
+    cells = {"lstm": nn.lstm(2, 2), "gru": nn.gru(2, 2)}
+    dense, conv, norm = nn.dense(3, 2), nn.conv(2, 2, stride=2), nn.norm(2)
+    layer_norm, embedding, dropout = nn.layer_norm(3), nn.embedding(4, 2), nn.dropout(0.3)
+    chained = nn.chain(first=nn.chain(conv, norm, nn.function(tanh)), flat=nn.function(_flat))
+    noise, words = rng.random((2, 3, 4)), np.array([[0, 3, 0], [1, 1, 2]])
     mlp = nn.mlp((2, 4, 1), activation=tanh, weights=nn.xavier)
     normed = nn.mlp((2, 4, 3), weights=nn.xavier, norm=True, gamma=True)
     stride = nn.conv4(3, filters=2, channels=2, image_size=5, gamma=True)
@@ -116,13 +143,21 @@ def _layers() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
         "logsumexp": (lambda x: logsumexp(x, -1), [draw(2, 4)]),
         "softmax": (softmax, [draw(2, 4)]),
         "log_softmax": (log_softmax, [draw(2, 4)]),
-        "norm": (lambda x: norm(x, axis=-1), [draw(2, 4)]),
+        "norm of vectors": (lambda x: vector_length(x, axis=-1), [draw(2, 4)]),
         "conv2d": (lambda x, w: conv2d(x, w, stride=2), [images, draw(2, 3, 3, 2, 3)]),
         "max_pool2d": (max_pool2d, [images]),
         "avg_pool2d": (avg_pool2d, [images]),
         "linear": (nn.linear, [{"w": draw(3, 2), "b": draw(2)}, draw(2, 4, 3)]),
         "batch_norm": (nn.batch_norm, [{"beta": draw(2), "gamma": draw(2)}, images]),
         "batch_norm of vectors": (nn.batch_norm, [vector_norm, draw(2, 4, 3)]),
+        "dense": (dense.apply, [each(dense), draw(2, 4, 3)]),
+        "conv": (conv.apply, [each(conv), images]),
+        "norm": (norm.apply, [each(norm), images]),
+        "layer_norm": (layer_norm.apply, [each(layer_norm), draw(2, 2, 3)]),
+        "embedding": (lambda params: embedding.apply(params, words), [each(embedding)]),
+        "dropout": (lambda x: dropout.apply({}, x, noise=noise), [draw(2, 3, 4)]),
+        "chain": (chained.apply, [each(chained), images]),
+        **{name: (read(cell), [each(cell), draw(2, 3, 2, 2)]) for name, cell in cells.items()},
         "mse": (lambda p, y: losses.mse(p, y, reduction="mean"), [draw(2, 3, 1), draw(2, 3, 1)]),
         "cross_entropy": (
             lambda x: losses.cross_entropy(x, labels, reduction="mean"),

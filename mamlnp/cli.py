@@ -36,7 +36,6 @@ import json
 import os
 import re
 import reprlib
-import shlex
 import sys
 import time
 import traceback
@@ -56,14 +55,13 @@ from .backend.machine import CORETYPE, cores, keep_memory, restart_with_better_k
 from .errors import DataError, DeviceError, GradientError, MissingPackageError
 from .experiments import (
     EXPERIMENTS,
-    PLACES,
     command,
     elsewhere,
     experiment_named,
     sine,
 )
 from .experiments.classification import Elsewhere
-from .experiments.experiment import Supervised
+from .experiments.experiment import PLACES, Supervised
 from .experiments.loop import Interrupted, diverged
 from .experiments.scores import as_records
 from .gradcheck import check_grads

@@ -310,6 +310,136 @@ def test_float32_parameters_give_float32_and_the_same_numbers(network, shape):
     np.testing.assert_allclose(single, double, 0, TOLERANCES["float32"] * size)
 
 
+# ---- layers, chains and cells
+
+layers = {
+    "dense": (nn.dense(3, 2), (4, 3)),
+    "conv": (nn.conv(2, 3, side=3, stride=2), (2, 5, 5, 2)),
+    "norm": (nn.norm(3), (5, 3)),
+    "layer norm": (nn.layer_norm(3), (4, 3)),
+    "chain": (nn.chain(a=nn.chain(nn.dense(3, 4), nn.norm(4)), b=nn.dense(4, 2)), (5, 3)),
+}
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), layers.values(), ids=[name.replace(" ", "-") for name in layers]
+)
+def test_a_layer_takes_the_task_axis(layer, shape):
+    rng = np.random.default_rng(0)
+    own = for_each_task(layer.init(rng=rng, dtype=np.float64), 3, rng)
+    x = rng.normal(size=(3, *shape))
+    alone = [layer.apply(p, y) for p, y in zip(own, x, strict=True)]
+    close(layer.apply(stacked(own), x), np.stack(alone))
+
+
+def test_an_embedding_takes_the_task_axis():
+    layer, rng = nn.embedding(6, 2), np.random.default_rng(0)
+    own, words = for_each_task(layer.init(rng=rng), 3, rng), rng.integers(0, 6, (3, 4))
+    expected = np.stack([p["w"].numpy()[w] for p, w in zip(own, words, strict=True)])
+    close(layer.apply(stacked(own), words), expected)
+    close(layer.apply(own[0], words), own[0]["w"].numpy()[words])
+
+
+def test_layer_norm_is_its_equation():
+    layer, rng = nn.layer_norm(5), np.random.default_rng(0)
+    params, x = perturbed(layer.init(rng=rng, dtype=np.float64), rng), rng.normal(size=(3, 5))
+    scaled = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    close(layer.apply(params, x), scaled * params["gamma"].numpy() + params["beta"].numpy())
+
+
+def test_dropout_drops_by_the_noise_it_is_given():
+    layer, x = nn.dropout(0.25), np.ones((2, 3))
+    noise = np.array([[0.1, 0.25, 0.9], [0.2, 0.3, 0.0]])
+    close(layer.apply({}, x, noise=noise), np.array([[0, 4 / 3, 4 / 3], [0, 4 / 3, 0]]))
+    close(layer.apply({}, x), x)
+    many = np.random.default_rng(0).random(100_000)
+    assert layer.apply({}, np.ones(100_000), noise=many).mean().item() == pytest.approx(1, abs=0.01)
+    for rate in (-0.1, 1.0, math.nan):
+        with pytest.raises(ValueError, match="dropout: rate is"):
+            nn.dropout(rate)
+
+
+def test_dropout_in_a_compiled_step_has_new_noise_each_time():
+    network = nn.chain(hidden=nn.dense(2, 3), drop=nn.dropout(0.5), out=nn.dense(3, 1))
+    params = network.init(rng=np.random.default_rng(0))
+    x, rng = np.ones((4, 2), np.float32), np.random.default_rng(1)
+    step = ml.compile(lambda x, noise: network.apply(params, x, noise=noise))
+    noises = [{"drop": rng.random((4, 3), np.float32)} for _ in range(3)]
+    found = [step(x, noise).numpy() for noise in noises]
+    assert len(step._known) == 1
+    for noise, out in zip(noises, found, strict=True):
+        np.testing.assert_allclose(out, network.apply(params, x, noise=noise), 1e-5, 1e-6)
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_layers_that_share_a_dict_have_names_of_their_own():
+    with pytest.raises(ValueError, match="chain: two layers have 'b'"):
+        nn.chain(nn.dense(2, 2), nn.dense(2, 2)).init(rng=np.random.default_rng(0))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def by_hand_lstm(p, state, x):
+    h, c = state
+    i, f, g, o = np.split(np.concatenate([x, h], -1) @ p["w"] + p["b"], 4, -1)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    h = sigmoid(o) * np.tanh(c)
+    return (h, c), h
+
+
+def by_hand_gru(p, state, x):
+    (h,) = state
+    of_x, of_h = (np.split(y @ p[k]["w"] + p[k]["b"], 3, -1) for k, y in (("x", x), ("h", h)))
+    reset, kept = sigmoid(of_x[0] + of_h[0]), sigmoid(of_x[1] + of_h[1])
+    h = (1 - kept) * np.tanh(of_x[2] + reset * of_h[2]) + kept * h
+    return (h,), h
+
+
+CELLS = {"lstm": (nn.lstm(2, 3), by_hand_lstm, 2), "gru": (nn.gru(2, 3), by_hand_gru, 1)}
+each_cell = pytest.mark.parametrize("name", CELLS)
+
+
+@each_cell
+def test_a_cell_over_a_sequence_is_its_equations(name):
+    cell, by_hand, states = CELLS[name]
+    rng = np.random.default_rng(0)
+    params = perturbed(cell.init(rng=rng, dtype=np.float64), rng)
+    xs = rng.normal(size=(4, 6, 2))
+    last, outputs = nn.unroll(cell, params, cell.start(params, (4,)), xs)
+    numbers, state = tree.map(lambda p: p.numpy(), params), (np.zeros((4, 3)),) * states
+    for n in range(6):
+        state, out = by_hand(numbers, state, xs[:, n])
+        close(outputs[:, n], out)
+    close(ml.stack(last), np.stack(state))
+
+
+@each_cell
+def test_a_long_sequence_replays_with_its_gradient(name):
+    cell, _, _ = CELLS[name]
+    rng = np.random.default_rng(0)
+    params, xs = cell.init(rng=rng, dtype=np.float64), rng.normal(size=(2, 40, 2))
+
+    def loss(params, xs):
+        return nn.unroll(cell, params, cell.start(params, (2,)), xs)[1].sum()
+
+    eager, replayed = (f(params, xs) for f in (grad(loss), ml.compile(grad(loss))))
+    for a, b in zip(tree.leaves(eager), tree.leaves(replayed), strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), 1e-9, 1e-12)
+
+
+@each_cell
+def test_a_cell_takes_each_tasks_own_parameters(name):
+    cell, _, _ = CELLS[name]
+    rng = np.random.default_rng(0)
+    own = for_each_task(cell.init(rng=rng, dtype=np.float64), 3, rng)
+    x = rng.normal(size=(3, 5, 2))
+    _, out = cell.step(stacked(own), cell.start(stacked(own), (3, 5)), x)
+    alone = [cell.step(p, cell.start(p, (5,)), y)[1] for p, y in zip(own, x, strict=True)]
+    close(out, np.stack(alone))
+
+
 # ---- derivatives
 
 

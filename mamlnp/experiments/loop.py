@@ -114,13 +114,13 @@ def _train(
         }
         best, seconds = saved.meta["best"], saved.meta["wall_seconds"]
 
-    supervised = isinstance(config, Supervised)
-    skips = supervised and config.on_nan == "skip"
-    looks = eager_step if supervised and config.debug_nans else None
+    supervised = config if isinstance(config, Supervised) else None
+    skips = supervised is not None and supervised.on_nan == "skip"
+    looks = eager_step if supervised and supervised.debug_nans else None
     began, earlier, sound = time.perf_counter(), state, (start, state)
 
     def failed(wrong: str, number: int, states: dict[int, Tree]) -> DataError:
-        remedy = ", or leave such steps out with --on-nan skip" * supervised
+        remedy = ", or leave such steps out with --on-nan skip" * (supervised is not None)
         return DataError(
             f"{run.path}: {wrong} in meta-iteration {number}. {_culprit(looks, draw, states)}Lower "
             f"inner_lr or meta_lr{remedy}; the last checkpoint is kept."

@@ -145,12 +145,11 @@ def MAML(  # noqa: N802 (an algorithm's name)
         ValueError: a setting that :func:`adapt` refuses, or "hvp" with an inner optimiser, whose
             recursion is another one.
 
-    >>> from mamlnp import Batch, Task
-    >>> batch = Batch([[1.0]], [[3.0]])
+    >>> from mamlnp import Batch, Task, array
+    >>> batch = Batch(array([[1.0]]), array([[3.0]]))
     >>> algorithm = MAML(lambda w, b: ((b.x * w - b.y) ** 2).sum(-1), inner_lr=0.25)
-    >>> losses, gradient = algorithm.gradient([1.0], Task(batch, batch))
-    >>> losses, gradient
-    (Array([1.]), [Array(-1.)])
+    >>> algorithm.gradient(array([1.0]), Task(batch, batch))
+    (Array([1.]), Array([-1.]))
     """
     check_steps(inner_steps)
     _check(inner_lr, inner_optimizer)
