@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..ranks import Ranks, world
 from ..rl.agent import Agent
 from ..rl.envs import ENVIRONMENTS, Environment
-from ..rl.maml_rl import Learner, MetaPolicy, meta_step, own_copies
+from ..rl.maml_rl import Learner, MetaPolicy, inner_loop, meta_step, own_copies
 from ..rl.policy import Policy
 from ..rl.rollout import Sampler, Transitions
 from ..runs import CHECKPOINT, Run, open_run
@@ -285,11 +285,8 @@ def adapted_returns(
         here = tasks[start : start + batch]
         padded = np.resize(here, (batch, here.shape[1]))
         rng = counted_rng(TEST_SEED, "test", 1 + start)  # 0 drew the tasks
-        thetas, episodes = own_copies(params, batch), []
-        for lr in (*lrs, None):
-            episodes.append(sampler.sample(thetas, padded, rng=rng))
-            if lr is not None:
-                thetas = learner.adapt(thetas, learner.support(episodes[-1]), lr)
+        episodes, thetas = inner_loop(learner, sampler, params, padded, lrs=lrs, rng=rng)
+        episodes.append(sampler.sample(thetas, padded, rng=rng))
         seen(episodes)
         parts.append(np.stack([e.returns()[: len(here)] for e in episodes]))
     return np.concatenate(parts, axis=1)

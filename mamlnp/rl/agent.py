@@ -11,7 +11,7 @@ import numpy.typing as npt
 from .. import tree
 from ..errors import DataError
 from .envs import ENVIRONMENTS
-from .maml_rl import Learner, MetaPolicy, own_copies
+from .maml_rl import Learner, MetaPolicy, inner_loop
 from .policy import Policy
 from .rollout import Sampler
 
@@ -91,8 +91,6 @@ class Agent:
             gae_lambda=self.gae_lambda,
             inner_gae_lambda=self.inner_gae_lambda,
         )
-        thetas = own_copies(self.params, 1)
-        for step in range(inner_steps):
-            batch = learner.support(sampler.sample(thetas, goal, rng=rng))
-            thetas = learner.adapt(thetas, batch, self.inner_lr / (2 if step else 1))
+        lrs = [self.inner_lr / (2 if step else 1) for step in range(inner_steps)]
+        _, thetas = inner_loop(learner, sampler, self.params, goal, lrs=lrs, rng=rng)
         return replace(self, params=tree.map(lambda leaf: leaf[0], thetas))

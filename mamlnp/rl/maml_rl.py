@@ -8,7 +8,7 @@ tasks there are means, so that the trust region does not depend on their number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -301,6 +301,36 @@ def _joined(parts: list[Any]) -> Any:
     return tree.map(lambda *leaves: concatenate(leaves), *parts) if len(parts) > 1 else parts[0]
 
 
+def inner_loop(
+    learner: Learner,
+    sampler: Sampler,
+    params: Params,
+    tasks: np.ndarray,
+    *,
+    lrs: Sequence[float],
+    rng: np.random.Generator,
+) -> tuple[list[Transitions], Params]:
+    """Algorithm 3, lines 5 to 7: from theta, every task takes one step after another, each on
+    episodes of its own.
+
+    Args:
+        learner: makes the steps.
+        sampler: gives a policy's episodes.
+        params: theta.
+        tasks: (T, task size).
+        lrs: alpha of every step.
+        rng: of the episodes.
+
+    Returns:
+        The episodes before each step, and every task's theta after the last, leaves (T, ...).
+    """
+    thetas, episodes = own_copies(params, len(tasks)), list[Transitions]()
+    for lr in lrs:
+        episodes.append(sampler.sample(thetas, tasks, rng=rng))  # line 5
+        thetas = learner.adapt(thetas, learner.support(episodes[-1]), lr)  # lines 6 and 7
+    return episodes, thetas
+
+
 def meta_step(
     learner: Learner,
     sampler: Sampler,
@@ -325,17 +355,13 @@ def meta_step(
     Returns:
         The update, and the episodes before every inner step and after the last.
     """
-    thetas = own_copies(params, len(tasks))
-    seen: list[Transitions] = []
-    support: list[Experience] = []
-    for _ in range(inner_steps):
-        seen.append(sampler.sample(thetas, tasks, rng=rng))  # line 5
-        support.append(learner.support(seen[-1]))
-        thetas = learner.adapt(thetas, support[-1])  # lines 6 and 7
-    seen.append(sampler.sample(thetas, tasks, rng=rng))  # line 8
-    batch = learner.query(seen[-1])
+    lrs = [learner.meta.inner_lr] * inner_steps
+    before, thetas = inner_loop(learner, sampler, params, tasks, lrs=lrs, rng=rng)
+    after = sampler.sample(thetas, tasks, rng=rng)  # line 8
+    batch = learner.query(after)
     query = Query(batch, learner.acting(thetas, batch))
-    return learner.update(params, state, Episodes(tuple(support), query)), seen  # line 10
+    support = tuple(map(learner.support, before))
+    return learner.update(params, state, Episodes(support, query)), [*before, after]  # line 10
 
 
 def own_copies(params: Params, tasks: int) -> Params:
