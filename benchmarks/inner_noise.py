@@ -24,8 +24,8 @@ from mamlnp import tree
 from mamlnp.backend import to_host
 from mamlnp.backend.machine import keep_memory
 from mamlnp.experiments import experiment_named, loop, reinforcement
+from mamlnp.rl.distributions import Gaussian
 from mamlnp.rl.maml_rl import Learner, MetaPolicy, per_task
-from mamlnp.rl.policy import Gaussian, kl
 from mamlnp.rl.rollout import Experience, Sampler
 from mamlnp.runs import atomic_write, open_run, versions
 
@@ -103,7 +103,7 @@ def rng(stream: int) -> np.random.Generator:
 
 def divergence(new: Gaussian, old: Gaussian, seen: Experience) -> float:
     """Mean over tasks and their time steps, in nats."""
-    nats = to_host(kl(new, old).value)
+    nats = to_host(new.kl(old).value)
     return float((seen.weights * nats).sum() / seen.weights.sum())
 
 

@@ -30,7 +30,7 @@ from .ops.linear import conv2d, matmul
 from .ops.pool import max_pool2d
 from .ops.reduce import mean, sum
 from .ops.shape import expand_dims
-from .rl.policy import Gaussian, log_prob
+from .rl.distributions import Gaussian
 from .runs import atomic_write, versions
 from .tasks import Batch, Task
 
@@ -478,11 +478,11 @@ def reinforce(rng: np.random.Generator) -> Case:
         return Steps(observations, actions, advantages, 0.1 * log_probs - 2)
 
     def inner(params: Params, batch: Steps) -> Array:
-        chosen = log_prob(distribution(params, batch.observations), batch.actions)
+        chosen = distribution(params, batch.observations).log_prob(batch.actions)
         return -mean(chosen * batch.advantages, -1)
 
     def outer(params: Params, batch: Steps) -> Array:
-        chosen = log_prob(distribution(params, batch.observations), batch.actions)
+        chosen = distribution(params, batch.observations).log_prob(batch.actions)
         return -mean(exp(chosen - batch.log_prob) * batch.advantages, -1)
 
     return Case(

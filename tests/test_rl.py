@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mamlnp import array, check_grads, maml, meta, tree
-from mamlnp.autodiff import grad, hvp
+from mamlnp.autodiff import grad, hvp, stop_gradient
 from mamlnp.errors import ShapeError
 from mamlnp.ops.elementwise import exp
 from mamlnp.ops.reduce import sum as total
 from mamlnp.rl import advantages
+from mamlnp.rl.distributions import Categorical, Gaussian
 from mamlnp.rl.envs import ENVIRONMENTS
 from mamlnp.rl.envs.simulations import Step
 from mamlnp.rl.maml_rl import (
@@ -24,7 +25,7 @@ from mamlnp.rl.maml_rl import (
     meta_step,
     per_task,
 )
-from mamlnp.rl.policy import Gaussian, Policy, fisher_product, kl, log_prob
+from mamlnp.rl.policy import Policy
 from mamlnp.rl.rollout import Experience, Sampler, Transitions
 from mamlnp.rl.trpo import conjugate_gradient, trust_region_step
 
@@ -78,28 +79,74 @@ def test_log_probability_in_closed_form() -> None:
     std = np.exp(policy.log_std.numpy())
     density = np.exp(-0.5 * ((actions - policy.mean.numpy()) / std) ** 2)
     density /= std * np.sqrt(2 * np.pi)
-    np.testing.assert_allclose(log_prob(policy, actions).numpy(), np.log(density).sum(-1))
+    np.testing.assert_allclose(policy.log_prob(actions).numpy(), np.log(density).sum(-1))
 
 
 def test_divergence_is_the_mean_log_ratio() -> None:
     old, new = gaussian(0, 1, 2), gaussian(4, 1, 2)
     actions = old.mean.numpy() + np.exp(old.log_std.numpy()) * rng(7).normal(size=(400_000, 2))
-    ratio = (log_prob(old, actions) - log_prob(new, actions)).numpy()
-    assert kl(old, new).numpy()[0] == pytest.approx(ratio.mean(), abs=4 * ratio.std() / 632)
-    assert kl(old, old).numpy()[0] == pytest.approx(0, abs=1e-15)
+    ratio = (old.log_prob(actions) - new.log_prob(actions)).numpy()
+    assert old.kl(new).numpy()[0] == pytest.approx(ratio.mean(), abs=4 * ratio.std() / 632)
+    assert old.kl(old).numpy()[0] == pytest.approx(0, abs=1e-15)
 
 
-def test_fisher_information_is_the_divergences_hessian() -> None:
-    policy, tangent = gaussian(0, 1, 2), gaussian(4, 1, 2)
+def categorical(seed: int, *shape: int) -> Categorical:
+    return Categorical(array(rng(seed).normal(size=shape)))
+
+
+@pytest.mark.parametrize("make", [gaussian, categorical])
+def test_fisher_information_is_the_divergences_hessian(make: Any) -> None:
+    policy, tangent, weights = make(0, 4, 3), make(4, 4, 3), rng(1).uniform(size=4)
     h = 1e-4
 
     def gradient(by: float) -> Any:
-        at = Gaussian(*(p + by * t for p, t in zip(policy, tangent, strict=True)))
-        return grad(lambda new: total(kl(policy, new)))(at)
+        at = type(policy)(*(p + by * t for p, t in zip(policy, tangent, strict=True)))
+        return grad(lambda new: total(policy.kl(new) * weights))(at)
 
-    product = fisher_product(policy, tangent)
+    product = policy.fisher_product(tangent, weights)
     for up, down, exact in zip(gradient(h), gradient(-h), product, strict=True):
-        np.testing.assert_allclose((up - down).numpy() / (2 * h), exact.numpy(), rtol=1e-6)
+        np.testing.assert_allclose((up - down).numpy() / (2 * h), exact.numpy(), rtol=1e-5)
+
+
+def test_a_categorical_distribution_in_closed_form() -> None:
+    old, new = categorical(0, 5, 3), categorical(1, 5, 3)
+    p, q = (
+        np.exp(x.logits.numpy()) / np.exp(x.logits.numpy()).sum(-1, keepdims=True)
+        for x in (old, new)
+    )
+    actions = np.array([[0.0], [2.0], [1.0], [1.0], [0.0]])
+    chosen = np.take_along_axis(p, actions.astype(int), -1)[:, 0]
+    np.testing.assert_allclose(old.log_prob(actions).numpy(), np.log(chosen))
+    np.testing.assert_allclose(old.kl(new).numpy(), (p * np.log(p / q)).sum(-1))
+    many = Categorical(array(np.broadcast_to(old.logits.numpy()[0], (100_000, 3))))
+    counts = np.bincount(many.sample(rng(2))[:, 0].astype(int)) / 100_000
+    np.testing.assert_allclose(counts, p[0], atol=0.01)
+    np.testing.assert_array_equal(old.mode()[:, 0], p.argmax(-1))
+
+
+def test_policies_of_discrete_actions_learn_through_the_inner_step() -> None:
+    """Algorithm 3 with a categorical policy: the product of the divergence's Hessian is exact."""
+    policy = Policy(3, 4, hidden=(5,), kind=Categorical)
+    params, meta = policy.init(rng=rng(), dtype=np.float64), MetaPolicy(policy, 0.3)
+    assert "log_std" not in params
+
+    def experience(seed: int) -> Experience:
+        draw = rng(seed)
+        actions = draw.integers(0, 4, (2, 6, 1)).astype(float)
+        return Experience(
+            draw.normal(size=(2, 6, 3)), actions, draw.normal(size=(2, 6)), np.full((2, 6), 1 / 6)
+        )
+
+    support, batch = experience(1), experience(2)
+    adapted = meta.adapt(params, (support,), 2)
+    old = stop_gradient(policy.distribution(adapted, batch.observations))
+    task = Episodes((support,), Query(batch, old))
+    vector = tree.map(lambda p: array(rng(3).normal(size=p.shape)), params)
+    exact, product = (
+        f((params, vector), task) for f in (meta.divergence_hvp, meta.divergence_product)
+    )
+    np.testing.assert_allclose(flat(product), flat(exact), rtol=1e-8, atol=1e-12)
+    assert check_grads(lambda p: meta.surrogate(p, task)[0], [params]).error() < 1e-5
 
 
 def test_the_policy_begins_with_standard_deviation_one() -> None:
@@ -397,7 +444,7 @@ def test_with_the_sampling_term_the_meta_gradient_is_that_of_likelihood_ratios()
     (batch,) = task.support
 
     def log_probs(theta: Any) -> Any:
-        return log_prob(POLICY.distribution(theta, batch.observations), batch.actions)
+        return POLICY.distribution(theta, batch.observations).log_prob(batch.actions)
 
     acted = log_probs(params).numpy()
 

@@ -58,11 +58,8 @@ class Agent:
         """
         seen = np.asarray(observations, np.float32)
         policy = self.network.distribution(self.params, np.atleast_2d(seen))
-        mean = policy.mean.numpy()
-        if rng is not None:
-            noise = rng.standard_normal(mean.shape, np.float32)
-            mean = mean + np.exp(policy.log_std.numpy()) * noise
-        return mean.reshape(*seen.shape[:-1], -1)
+        action = policy.mode() if rng is None else policy.sample(rng)
+        return action.reshape(*seen.shape[:-1], -1)
 
     def adapt(
         self,

@@ -24,7 +24,8 @@ from ..ops.reduce import sum
 from ..ops.shape import concatenate
 from ..optim import Optimizer
 from ..ranks import Ranks
-from .policy import Gaussian, Policy, fisher_product, kl, log_prob
+from .distributions import Distribution
+from .policy import Policy
 from .rollout import Experience, Sampler, Transitions
 from .trpo import Report, trust_region_step
 
@@ -40,7 +41,7 @@ class Query(NamedTuple):
     """
 
     experience: Experience
-    old: Gaussian
+    old: Distribution
 
 
 class Episodes(NamedTuple):
@@ -80,7 +81,7 @@ class MetaPolicy:
         With ``sampling_term`` it is -mean(pi(a | o) / stop(pi(a | o)) A), which has it (docs,
         equation 7.8; the low variance curvature estimator of Rothfuss et al. 2019): another value,
         the same gradient."""
-        chosen = log_prob(self.policy.distribution(params, batch.observations), batch.actions)
+        chosen = self.policy.distribution(params, batch.observations).log_prob(batch.actions)
         if self.sampling_term:
             chosen = exp(chosen - stop_gradient(chosen))
         return neg(sum(mul(batch.weights, batch.advantages) * chosen, -1))
@@ -99,7 +100,7 @@ class MetaPolicy:
             theta = self.descend(theta, batch)
         return theta
 
-    def adapted(self, params: Params, task: Episodes) -> Gaussian:
+    def adapted(self, params: Params, task: Episodes) -> Distribution:
         """The adapted policies at the query's observations."""
         adapted = self.adapt(params, task.support, num_tasks(task))
         return self.policy.distribution(adapted, task.query.experience.observations)
@@ -110,11 +111,11 @@ class MetaPolicy:
         equation 7.9)."""
         return self._surrogate(self.adapted(params, task), task)
 
-    def _surrogate(self, new: Gaussian, task: Episodes) -> tuple[Array, Array]:
+    def _surrogate(self, new: Distribution, task: Episodes) -> tuple[Array, Array]:
         batch, old = task.query
-        ratio = exp(log_prob(new, batch.actions) - log_prob(old, batch.actions))
+        ratio = exp(new.log_prob(batch.actions) - old.log_prob(batch.actions))
         loss = neg(sum(mul(batch.weights, batch.advantages) * ratio, -1))
-        return loss, sum(mul(batch.weights, kl(old, new)), -1)
+        return loss, sum(mul(batch.weights, old.kl(new)), -1)
 
     def meta_gradient(self, params: Params, task: Episodes) -> tuple[Array, Params]:
         """The losses (T,), and the gradient by theta of their sum, through the inner loop (docs,
@@ -131,8 +132,8 @@ class MetaPolicy:
         """H v, H the Hessian of the tasks' summed mean KL(old || theta'), where old is theta'.
 
         There the divergence has its minimum, so that H is exactly J' M J (docs, equation 7.10): J
-        the derivative of the adapted policies by theta, through the inner update; M the Gaussians'
-        Fisher information. No third derivative is in it.
+        is the derivative of the adapted policies by theta, through the inner update, and M is the
+        Fisher information of their distributions. No third derivative is in it.
 
         Args:
             at: theta and v.
@@ -141,14 +142,12 @@ class MetaPolicy:
         params, vector = at
         weights = task.query.experience.weights
 
-        def adapted(theta: Params) -> Gaussian:
+        def adapted(theta: Params) -> Distribution:
             return self.adapted(theta, task)
 
         new, tangent = jvp(adapted, (params,), (vector,))
-        mean, log_std = fisher_product(new, tangent)
         _, pullback = vjp(adapted, params)
-        weighted = Gaussian(weights[..., None] * mean, sum(weights, -1)[..., None] * log_std)
-        return pullback(weighted)[0]
+        return pullback(new.fisher_product(tangent, weights))[0]
 
     def divergence_hvp(self, at: tuple[Params, Params], task: Episodes) -> Params:
         """The same H v twice backward through the divergence, wherever theta is: third derivatives
@@ -235,7 +234,7 @@ class Learner:
         alpha = array(np.float32(self.meta.inner_lr if lr is None else lr))
         return _joined(self._adapted(alpha, (params, batch)))
 
-    def acting(self, params: Params, batch: Experience) -> Gaussian:
+    def acting(self, params: Params, batch: Experience) -> Distribution:
         """The distributions that every task's own theta has at the observations."""
         return _joined(self._acting((), (params, batch.observations)))
 

@@ -135,7 +135,8 @@ class Sampler:
         shape, num = (len(tasks), rollouts), len(tasks) * rollouts
         lanes = num, 2 * horizon - 1
         observations = np.zeros((*lanes, self.policy.observation_size), np.float32)
-        actions = np.zeros((*lanes, self.policy.action_size), np.float32)
+        width = self.policy.kind.width(self.policy.action_size)
+        actions = np.zeros((*lanes, width), np.float32)
         rewards, begun = np.zeros(lanes, np.float32), np.zeros(lanes, np.int64)
         taken, ends, broken = (np.zeros(lanes, bool) for _ in range(3))
         each = np.repeat(tasks, rollouts, axis=0)
@@ -156,9 +157,7 @@ class Sampler:
                 if self._told:
                     observations[acting, t, size:] = each[acting]
                 policy = self._act(params, observations[:, t].reshape(*shape, -1))
-                std = np.exp(policy.log_std.value)[:, None]
-                noise = rng.standard_normal((*shape, self.policy.action_size), np.float32)
-                chosen = (policy.mean.value + std * noise).reshape(num, -1)[acting]
+                chosen = policy.sample(rng).reshape(num, -1)[acting]
                 step = simulations.step(chosen, None if len(acting) == num else acting)
                 begun[:, t] = episode // rollouts
                 over = step.done | step.broken | (t + 1 - begun[acting, t] == horizon)
