@@ -199,7 +199,7 @@ def check_grads(
             f"check_grads: the arguments are {_shown(args)}, not a tuple of arguments. "
             "Write check_grads(f, (x,))."
         )
-    if not isinstance(order, int) or order < 1:
+    if not hasattr(order, "__index__") or order < 1:
         raise ValueError(f"check_grads: order is {order!r}. Pass 1, 2 or 3.")
     rng = np.random.default_rng(0) if rng is None else rng
     name = getattr(f, "__name__", type(f).__name__)
