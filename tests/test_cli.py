@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -345,7 +346,8 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(
     Path("folder", "a").touch()
     if "RUN" in arguments:
         assert run("train", "sine", *TINY, "--out", "RUN") == 0
-        monkeypatch.setattr(sine, "evaluate", lambda *_, **__: pytest.fail("worked"))
+        idle = dataclasses.replace(sine.EXPERIMENT, evaluate=lambda *_, **__: pytest.fail("worked"))
+        monkeypatch.setitem(EXPERIMENTS, "sine", idle)
     capsys.readouterr()
     for module, work in ((conformance, "write"), (figures, "all_figures"), (checks, "all_rows")):
         monkeypatch.setattr(module, work, lambda *_: pytest.fail("worked"))
@@ -483,7 +485,7 @@ def test_a_training_that_diverged_does_not_end_as_if_it_were_done(
         for n, loss in enumerate(losses):
             run.log(n, {"train_loss": loss})
 
-    monkeypatch.setattr(sine, "train", train)
+    monkeypatch.setitem(EXPERIMENTS, "sine", dataclasses.replace(sine.EXPERIMENT, train=train))
     assert run("train", "sine", "--out", "run") == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(says or "done. ") and last.endswith("mamlnp evaluate run")

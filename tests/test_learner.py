@@ -133,8 +133,8 @@ def test_a_run_is_loaded_and_exported(tmp_path: Path) -> None:
     assert there.about["scores"] == [{"mean": 1.5}]
     assert there.about["command"] == command(run)
     assert command(run) == (
-        "mamlnp train sine --preset today --meta-iterations 4 --baseline-iterations 1 "
-        "--validate-every 2 --validation-tasks 5 --seed 0"
+        "mamlnp train sine --preset today --meta-iterations 4 --validate-every 2 --seed 0 "
+        "--validation-tasks 5 --baseline-iterations 1"
     )
     x, y = [[0.0], [1.0]], [[0.0], [0.8]]
     np.testing.assert_array_equal(

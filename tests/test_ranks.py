@@ -236,14 +236,15 @@ def test_what_is_wrong_is_said_once(tmp_path, value, said, more):
 
 ALONE = """
 import sys
+from dataclasses import replace
 from mamlnp import cli
-from mamlnp.experiments import sine
+from mamlnp.experiments import EXPERIMENTS, sine
 from mamlnp.ranks import world
 def train(*args, **options):
     if world().rank == int(sys.argv[2]):
         raise {"bug": RuntimeError("a bug"), "interrupt": KeyboardInterrupt()}[sys.argv[1]]
     world().gathered(0)
-sine.train = train
+EXPERIMENTS["sine"] = replace(sine.EXPERIMENT, train=train)
 cli.main(["train", "sine"])
 """
 
