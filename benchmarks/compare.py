@@ -177,13 +177,13 @@ def ours_eager(arrays: Arrays, setting: Setting, order: int) -> Step:
     return lambda: tree.leaves(maml.meta_gradient(loss, params, task, **how)[1])
 
 
-def ours_compiled(arrays: Arrays, setting: Setting, order: int, **checks: bool) -> Step:
+def ours_compiled(arrays: Arrays, setting: Setting, order: int, *, check: bool = False) -> Step:
     from mamlnp import meta, parallel, tree
 
     loss, params, task, how = _ours(arrays, setting, order)
     # A sine task is too small to be a chunk of its own.
     chunks = 1 if setting["net"] == "mlp" else None
-    gradient = parallel.meta_gradient(meta.MAML(loss, **how).gradient, chunks=chunks, **checks)
+    gradient = parallel.meta_gradient(meta.MAML(loss, **how).gradient, chunks=chunks, check=check)
     return lambda: tree.leaves(gradient(params, task)[1])
 
 
