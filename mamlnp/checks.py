@@ -155,7 +155,7 @@ def _layers() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
         "norm": (norm.apply, [each(norm), images]),
         "layer_norm": (layer_norm.apply, [each(layer_norm), draw(2, 2, 3)]),
         "embedding": (lambda params: embedding.apply(params, words), [each(embedding)]),
-        "dropout": (lambda x, noise: dropout.apply({}, x, noise=noise), [draw(2, 3, 4), noise]),
+        "dropout": (lambda x: dropout.apply({}, x, noise=noise), [draw(2, 3, 4)]),
         "chain": (chained.apply, [each(chained), images]),
         **{name: (read(cell), [each(cell), draw(2, 3, 2, 2)]) for name, cell in cells.items()},
         "mse": (lambda p, y: losses.mse(p, y, reduction="mean"), [draw(2, 3, 1), draw(2, 3, 1)]),

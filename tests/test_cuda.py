@@ -222,7 +222,12 @@ def test_meta_steps_are_replayed(name: str, dtype: Any) -> None:
 @pytest.mark.usefixtures("cuda")
 def test_layers_are_replayed() -> None:
     layers = checks._layers()
-    for name in ("indexing", "cross_entropy", "embedding"):  # which hold arrays of NumPy's
+    for name in (
+        "indexing",
+        "cross_entropy",
+        "dropout",
+        "embedding",
+    ):  # which hold arrays of NumPy's
         del layers[name]
     rng = np.random.default_rng(0)
     args = {

@@ -386,9 +386,8 @@ def run(table, start, stop):  # type: ignore[no-untyped-def]
 
 def point(table):  # type: ignore[no-untyped-def]
     """Write addresses into rows: some bytes ahead of where NumPy arrays, given by id, begin."""
-    words, where, which = load_i8(table, 2, 0), load_i8(table, 3, 0), load_i8(table, 4, 0)
-    ahead, arrays, count = load_i8(table, 5, 0), load_i8(table, 6, 0), load_i8(table, 7, 0)
-    for i in range(count):
-        array = load_i8(arrays, load_i8(which, i, 0), 0)
-        start = load_i8(array + DATA, 0, 0)
-        store_i8(words, load_i8(where, i, 0), 1, start + load_i8(ahead, i, 0))
+    moving, words, arrays = load_i8(table, 2, 0), load_i8(table, 3, 0), load_i8(table, 4, 0)
+    for i in range(load_i8(table, 5, 0)):
+        where, which = load_i8(moving, 3 * i, 0), load_i8(moving, 3 * i + 1, 0)
+        start = load_i8(load_i8(arrays, which, 0) + DATA, 0, 0)
+        store_i8(words, where, 1, start + load_i8(moving, 3 * i + 2, 0))

@@ -31,9 +31,9 @@ def _compiled(row: Row) -> tuple[int, list[Any]]:
 @functools.cache
 def _machine_code() -> tuple[Callable[..., None], Callable[..., None]]:
     """replay.run, without Python's lock, and replay.point, with it."""
-    word = ctypes.c_int64
-    run = ctypes.CFUNCTYPE(None, word, word, word)(generated.fixed("run", "i8"))
-    return run, ctypes.PYFUNCTYPE(None, word)(generated.fixed("point", "i8"))
+    word, fixed = ctypes.c_int64, generated.fixed
+    free, held = ctypes.CFUNCTYPE(None, word, word, word), ctypes.PYFUNCTYPE(None, word)
+    return free(fixed("run", "i8")), held(fixed("point", "i8"))
 
 
 class Replay:
@@ -74,19 +74,12 @@ class Replay:
                     words.append(plan.constants[word.node].ctypes.data + word.offset)
                 else:
                     words.append(base + plan.arena.offsets[word.node] + word.offset)
-        row_words = np.array(words, np.int64)
-        columns = zip(*moving, strict=True) if moving else ((), (), ())
+        addresses = np.array(words, np.int64)
+        rows = addresses.ctypes.data + 8 * np.array(starts, np.int64)
         self._ids = np.empty(len(plan.inputs) + len(plan.outputs), np.int64)
-        self._tables = [
-            np.array(kernels, np.int64),
-            row_words.ctypes.data + 8 * np.array(starts, np.int64),
-            row_words,
-            *(np.array(column, np.int64) for column in columns),
-            self._ids,
-        ]
-        table = np.array([x.ctypes.data for x in self._tables] + [len(moving)], np.int64)
-        self._tables.append(table)
-        self._table = table.ctypes.data
+        tables = [np.array(x, np.int64) for x in (kernels, rows, moving)] + [addresses, self._ids]
+        table = np.array([*(x.ctypes.data for x in tables), len(moving)], np.int64)
+        self._table, self._kept = table.ctypes.data, [*tables, table]
         self._run, self._point = _machine_code()
         self._outputs = [(x.shape, x.dtype) for x in plan.outputs]
 

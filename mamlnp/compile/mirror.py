@@ -64,8 +64,7 @@ def _evaluated(graph: Graph, values: Values, seed: int | None = None) -> tuple[l
             args = (known[a] if a.__class__ is Node else a for a in x.args)
             known[x] = xp.asarray(x.function(xp, *args, **x.params))  # type: ignore[misc]
         if seed is not None and x.dtype.kind == "f" and x.op not in VIEWS:
-            size = backend.to_host(abs(known[x]))
-            top = max(top, float(np.fmax.reduce(size, axis=None, initial=0.0)))
+            top = float(np.fmax.reduce(backend.to_host(abs(known[x])), axis=None, initial=top))
             units = rng.random(min(x.size, PERIOD)) * 2 - 1
             moves = (1 + units * np.finfo(x.dtype).eps).astype(x.dtype)
             known[x] = known[x] * xp.asarray(np.resize(moves, x.shape))
@@ -131,19 +130,16 @@ class Trial:
         self.expected, _ = _evaluated(graph, values)
         self.moved = [np.zeros(x.shape) for x in self.expected]
         self.overflows, self.seeds = False, [*range(ROUNDINGS)]
-        self._largest = min(
-            (float(np.finfo(x.dtype).max) for x in graph.nodes() if x.dtype.kind == "f"),
-            default=np.inf,
-        )
+        limits = [np.finfo(x.dtype).max for x in graph.nodes() if x.dtype.kind == "f"]
+        self._large = LARGE * min(limits, default=np.inf)
 
     def excesses(self, got: Values, expected: Values | None = None) -> list[float]:
         """:func:`_excesses` of what rounding can explain; ``expected``, if it was known before."""
-        expected = self.expected if expected is None else expected
+        expected = expected or self.expected
         while max(found := _excesses(expected, got, self.moved, self.overflows)) > 1 and self.seeds:
             other, top = _evaluated(self.graph, self.values, self.seeds.pop(0))
-            apart = map(_distance, self.expected, other)
-            self.moved = list(map(np.maximum, self.moved, apart))
-            self.overflows |= top > LARGE * self._largest
+            self.moved = list(map(np.maximum, self.moved, map(_distance, self.expected, other)))
+            self.overflows |= top > self._large
         return found
 
     def passed(self, *without: str) -> bool:
