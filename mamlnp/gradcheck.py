@@ -843,8 +843,9 @@ def check_algorithm(
     names = [path for path, _ in tree.items(meta, name)]
     report = Report(_compared_once(objective, tree.leaves(meta), names, ("meta-gradient", 1), rng))
     if report.verdict != "not deterministic":
+        adapted = algorithm.adapt(meta, task.support)
         for batch in task:
-            check_tasks(algorithm.loss, algorithm.adapt(meta, task.support), batch)
+            check_tasks(algorithm.loss, adapted, batch)
     if report.failures:
         raise _error("check_meta_gradient", report, "Check the loss with check_grads.")
     exact = algorithm.gradient(meta, task)[1]

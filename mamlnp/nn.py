@@ -287,7 +287,8 @@ def chain(*layers: Network, **named: Network) -> Network:
             layer is found by name too.
 
     Raises:
-        ValueError: two layers that share a dict have a parameter of the same name.
+        ValueError: two layers that share a dict have a parameter of the same name; or there is
+            noise for a name that no layer has.
 
     >>> block = chain(conv(1, 8), norm(8), function(relu))
     >>> network = chain(conv1=block, flat=function(lambda x: mean(x, (-3, -2))), head=dense(8, 5))
@@ -316,6 +317,8 @@ def chain(*layers: Network, **named: Network) -> Network:
     ) -> Array:
         for layer in layers:
             x = layer.apply(params, x, statistics=statistics, noise=noise)
+        if isinstance(noise, dict) and not layers and (wrong := noise.keys() - named.keys()):
+            raise ValueError(f"chain: noise is for {min(wrong)!r}. The layers: {', '.join(named)}.")
         for name, layer in named.items():
             own = noise.get(name) if isinstance(noise, dict) else None
             x = layer.apply(params.get(name, {}), x, statistics=statistics, noise=own)

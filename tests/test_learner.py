@@ -142,6 +142,11 @@ def test_a_run_is_loaded_and_exported(tmp_path: Path) -> None:
     )
 
 
+def test_a_run_of_a_preset_that_is_no_more_has_its_command(tmp_path: Path) -> None:
+    run = create_run("sine", sine.Config(preset="mine", meta_iterations=4), tmp_path / "run")
+    assert command(run) == "mamlnp train sine --preset mine --meta-iterations 4 --seed 0"
+
+
 def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: is neither a run's folder"):
         load("nowhere")

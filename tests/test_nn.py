@@ -372,6 +372,13 @@ def test_dropout_in_a_compiled_step_has_new_noise_each_time():
     assert not np.array_equal(found[0], found[1])
 
 
+def test_noise_for_no_layer_is_refused():
+    network = nn.chain(hidden=nn.dense(2, 3), drop=nn.dropout(0.5))
+    params = network.init(rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"noise is for 'dorp'\. The layers: hidden, drop"):
+        network.apply(params, np.ones((4, 2), np.float32), noise={"dorp": np.ones((4, 3))})
+
+
 def test_layers_that_share_a_dict_have_names_of_their_own():
     with pytest.raises(ValueError, match="chain: two layers have 'b'"):
         nn.chain(nn.dense(2, 2), nn.dense(2, 2)).init(rng=np.random.default_rng(0))

@@ -25,9 +25,7 @@ from .memory import (
     zeros_f8,
 )
 
-DATA = (
-    object.__basicsize__
-)  # where a NumPy array has its data's address: after what all objects have
+DATA = object.__basicsize__  # a NumPy array's data's address stands behind what all objects have
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 

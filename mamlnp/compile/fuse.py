@@ -17,11 +17,11 @@ from .passes import ELEMENTWISE, PRODUCTS, VIEWS, like, reshape
 from .trace import REDUCTIONS, Graph, Node, Shape
 
 TYPES = {np.dtype(name) for name in ("float32", "float64", "int64", "bool")}
-COMPARISONS = {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"}
+COMPARISONS = {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "relu_slope"}
 OF_INTEGERS = {
     "abs", "add", "astype", "copy", "maximum", "minimum", "mul", "neg", "relu", "sub", "where",
 }  # fmt: skip
-OF_BOOLEANS = {*COMPARISONS, "astype", "copy", "isfinite", "relu_slope", "where"}
+OF_BOOLEANS = {*COMPARISONS, "astype", "copy", "isfinite", "where"}
 SLOW = {
     "exp", "expm1", "log", "log1p", "power", "sigmoid", "sigmoid_slope", "softplus", "sin", "cos",
     "tanh",

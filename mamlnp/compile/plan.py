@@ -153,7 +153,7 @@ class _Nest:
         if node.op in COMPARISONS:
             kind = np.result_type(*kinds, *(a for a in node.args if a.__class__ is not Node))
             within = "i8" if kind.kind == "b" else CODES[kind]
-        elif node.op in ("copy", "isfinite", "relu_slope", "astype"):
+        elif node.op in ("copy", "isfinite", "astype"):
             within = CODES[kinds[0]]
         else:
             within = CODES[node.dtype]

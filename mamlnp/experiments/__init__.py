@@ -72,7 +72,7 @@ def command(run: Run, *, data: bool = False) -> str:
     """
     experiment = experiment_named(run.experiment, run.path)
     config = run.config_as(experiment.config)
-    preset = experiment.presets[config.preset]
+    preset = experiment.presets.get(config.preset, experiment.config())
     words = ["mamlnp", "train", run.experiment]
     if len(experiment.presets) > 1:
         words += ["--preset", config.preset]
