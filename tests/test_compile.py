@@ -23,12 +23,14 @@ from strategies import Program
 import mamlnp as ml
 from mamlnp import array, checks, grad, tree
 from mamlnp.array import Array
+from mamlnp.backend.generated import EXPRESSIONS
 from mamlnp.backend.machine import Blas
 from mamlnp.compile import PASSES, passes, plan as planning
 from mamlnp.compile.plan import Eager, Loop
 from mamlnp.errors import CaptureError, ShapeError
 from mamlnp.gradcheck import TOLERANCES
 from mamlnp.losses import accuracy, cross_entropy
+from mamlnp.op import registry
 from mamlnp.ops import gather
 
 HERE = Path(__file__).name
@@ -1356,3 +1358,28 @@ def test_a_dropped_plan_leaves_nothing_to_the_garbage_collector(name):
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+
+
+SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 2.0, -2.0])
+UNARY = [
+    name
+    for name, op in registry.items()
+    if name in EXPRESSIONS and op.differentiable and len(op.rules) == 1
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["maximum", "minimum", *UNARY])
+@pytest.mark.filterwarnings("ignore:grad. the result depends on no argument")
+def test_a_value_and_its_slope_are_the_eager_ones_where_there_is_no_number(name, dtype):
+    """A relu that is NaN has the slope 1, and so on: what loops and NumPy may have differently."""
+    op, x = registry[name], SPECIAL.astype(dtype)
+    arrays = [x] if name in UNARY else [np.repeat(x, len(x)), np.tile(x, len(x))]
+
+    def both(*arrays):
+        return op(*arrays), grad(lambda xs: op(*xs).sum())(list(arrays))
+
+    with np.errstate(all="ignore"):
+        expected, found = both(*lifted(arrays)), ml.compile(both, check=False)(*arrays)
+    for a, b in zip(tree.leaves(expected), tree.leaves(found), strict=True):
+        np.testing.assert_allclose(b.numpy(), a.numpy(), 1e-5, equal_nan=True)
